@@ -1,0 +1,81 @@
+"""Parameter types that ``param`` lacks, and what a type has to offer to become a flag."""
+
+from __future__ import annotations
+
+import json
+from abc import abstractmethod
+from typing import Any
+
+import param
+
+
+class IntTuple(param.NumericTuple):  # type: ignore[type-arg]
+    """A tuple of whole numbers of fixed length, for example ``(64, 64)``."""
+
+    def _validate_value(self, val: Any, allow_None: bool) -> None:
+        super()._validate_value(val, allow_None)
+        if val is None:
+            return
+        for number in val:
+            if isinstance(number, bool) or not isinstance(number, int):
+                raise ValueError(f"Tuple parameter {self.name!r} takes whole numbers, not {number!r}.")
+
+
+class CustomTypeParam(param.Parameter):  # type: ignore[type-arg]
+    """Base class for parameters with their own text form.
+
+    A subclass says in :meth:`from_string` how to read a value from the command line, and checks a value in
+    ``_validate``, which raises ValueError with a message for the user.
+    """
+
+    @abstractmethod
+    def from_string(self, x: str) -> Any:
+        """Returns the value that the text stands for.
+
+        :raises ValueError: If it stands for none; the message reaches the user.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has to implement from_string to be used as a flag.")
+
+
+class ListOrDictParam(CustomTypeParam):
+    """A list of strings, or a dictionary: ``a,b``, ``['a', 'b']`` or ``{'a': 1}``."""
+
+    def _validate(self, val: Any) -> None:
+        if val is None and self.allow_None:
+            return
+        if not isinstance(val, (list, dict)):
+            raise ValueError(f"Parameter {self.name!r} takes a list or a dictionary, not {val!r}.")
+
+    def from_string(self, x: str) -> Any:
+        """Returns the list or dictionary that the text stands for: JSON, a Python literal, or a comma list."""
+        text = x.strip()
+        if text[:1] not in ("{", "["):
+            return [item.strip() for item in text.split(",") if item.strip()]
+        return _json_or_literal(text)
+
+
+class RunIdOrListParam(CustomTypeParam):
+    """One or several run ids: ``run1,run2`` or ``experiment:run1,run2``, always read as a list."""
+
+    def _validate(self, val: Any) -> None:
+        if val is None and self.allow_None:
+            return
+        if not isinstance(val, list) or not all(isinstance(run, str) and run for run in val):
+            raise ValueError(f"Parameter {self.name!r} takes one or several run ids, not {val!r}.")
+
+    def from_string(self, x: str) -> list[str]:
+        """Returns the run ids in a comma list; ``experiment:`` before an id is dropped."""
+        return [run.strip().rsplit(":", maxsplit=1)[-1] for run in x.split(",") if run.strip()]
+
+
+def _json_or_literal(text: str) -> Any:
+    """Returns the value of a JSON text or, where quotes are single, of a Python literal."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        import ast  # only single-quoted text needs it
+
+        try:
+            return ast.literal_eval(text)
+        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+            raise ValueError(f"{text!r} is neither JSON nor a Python literal: {error}") from error

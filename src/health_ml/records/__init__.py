@@ -1,0 +1,1 @@
+"""The record of a run in plain files, and its mirrors in tracking services."""

@@ -1,0 +1,56 @@
+"""Every environment variable, folder name and file name that health_ml reads or writes, once."""
+
+from __future__ import annotations
+
+# --- environment variables that health_ml sets for its own child processes -----------------------------------------
+ENV_RUN_ID = "HIML_RUN_ID"
+"""Id of the run that this process belongs to. Set for ranks, nodes and trials that somebody else started."""
+ENV_RUN_FOLDER = "HIML_RUN_FOLDER"
+"""Absolute path of the run folder, fixed by rank zero so that no other rank makes one of its own."""
+ENV_START_DIRECTORY = "HIML_START_DIRECTORY"
+"""Where the user typed the command: relative paths on the command line are resolved against it, in every rank."""
+ENV_ATTEMPT = "HIML_ATTEMPT"
+"""How often the run was restarted after a preemption, starting at 0."""
+
+# --- environment variables that the user may set -------------------------------------------------------------------
+ENV_FULL_ERROR = "HIML_FULL_ERROR"
+"""Set to 1 to see tracebacks of errors that are otherwise printed as one paragraph."""
+ENV_EXPERIMENT_NAME = "HIML_EXPERIMENT_NAME"
+"""Wins over ``--experiment``."""
+ENV_MLFLOW_TRACKING_URI = "MLFLOW_TRACKING_URI"
+ENV_TORCH_DISTRIBUTED_DEBUG = "TORCH_DISTRIBUTED_DEBUG"
+
+# --- names in a run folder -----------------------------------------------------------------------------------------
+OUTPUTS_FOLDER = "outputs"
+LOGS_FOLDER = "logs"
+LIGHTNING_LOGS_FOLDER = "Lightning"
+CHECKPOINT_FOLDER = "checkpoints"
+PROFILER_FOLDER = "profiler"
+PRETRAINED_MODELS_FOLDER = "pretrained_models"
+RECORD_FOLDER = "run"
+EXPERIMENT_SUMMARY_FILE = "experiment_summary.txt"
+CONSOLE_LOGS_FOLDER = "console_logs"
+
+# --- checkpoint files ----------------------------------------------------------------------------------------------
+CHECKPOINT_SUFFIX = ".ckpt"
+LAST_CHECKPOINT_STEM = "last"
+LAST_CHECKPOINT = LAST_CHECKPOINT_STEM + CHECKPOINT_SUFFIX
+AUTOSAVE_CHECKPOINT_STEM = "autosave"
+AUTOSAVE_CHECKPOINT = AUTOSAVE_CHECKPOINT_STEM + CHECKPOINT_SUFFIX
+
+# --- files of the record (DESIGN: the record) ----------------------------------------------------------------------
+RECORD_METRICS_FILE = "metrics.jsonl"
+RECORD_STATUS_FILE = "status.jsonl"
+RECORD_HYPERPARAMETERS_FILE = "hyperparameters.jsonl"
+RECORD_TAGS_FILE = "tags.jsonl"
+RECORD_RUN_DOCUMENT = "run"
+RECORD_CONFIG_DOCUMENT = "config"
+RECORD_GIT_DOCUMENT = "git"
+RECORD_GIT_PATCH_FILE = "uncommitted.patch"
+RECORD_PACKAGES_DOCUMENT = "packages"
+RECORD_PLAN_DOCUMENT = "plan"
+RECORD_MIRROR_DOCUMENT = "mirror"
+
+# --- tracking ------------------------------------------------------------------------------------------------------
+MLFLOW_DATABASE = "mlflow.db"
+"""Default MLflow store: an SQLite file of this name in the project root."""

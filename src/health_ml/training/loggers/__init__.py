@@ -1,0 +1,1 @@
+"""Loggers for the Lightning Trainer."""
