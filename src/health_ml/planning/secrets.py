@@ -13,77 +13,21 @@ from typing import Any
 
 MASK = "***"
 
-_ALWAYS_SECRET = frozenset(
-    [
-        "password",
-        "passwords",
-        "passwd",
-        "pwd",
-        "passphrase",
-        "secret",
-        "secrets",
-        "credential",
-        "credentials",
-        "apikey",
-        "sas",
-        "signature",
-    ]
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+_ALWAYS_SECRET = _words(
+    "password passwords passwd pwd passphrase secret secrets credential credentials apikey sas signature"
 )
-_USUALLY_SECRET = frozenset(["token", "tokens", "key", "keys", "auth", "authorization"])
-_HARMLESS_BEFORE_TOKEN = frozenset(
-    [
-        "bos",
-        "class",
-        "cls",
-        "end",
-        "eos",
-        "image",
-        "mask",
-        "max",
-        "min",
-        "new",
-        "num",
-        "number",
-        "pad",
-        "prefix",
-        "sep",
-        "special",
-        "start",
-        "stop",
-        "suffix",
-        "unk",
-    ]
+_USUALLY_SECRET = _words("token tokens key keys auth authorization")
+_HARMLESS_BEFORE_TOKEN = _words(
+    "bos class cls end eos image mask max min new num number pad prefix sep special start stop suffix unk"
 )
-_HARMLESS_BEFORE_KEY = frozenset(
-    [
-        "batch",
-        "cache",
-        "class",
-        "column",
-        "data",
-        "dataset",
-        "dict",
-        "feature",
-        "foreign",
-        "group",
-        "image",
-        "index",
-        "input",
-        "join",
-        "label",
-        "loss",
-        "map",
-        "metric",
-        "monitor",
-        "name",
-        "output",
-        "partition",
-        "primary",
-        "query",
-        "sort",
-        "state",
-        "target",
-    ]
+_HARMLESS_BEFORE_KEY = _words(
+    "batch cache class column data dataset dict feature foreign group image index input join label loss map metric "
+    "monitor name output partition primary query sort state target"
 )
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 _CERTAIN = (

@@ -108,7 +108,8 @@ class RunRecord:
 
         :raises OutputError: If the row cannot be written completely, for example because the disk is full.
         """
-        row = {"time": time.time(), "step": step, "epoch": epoch, "attempt": self.attempt, "metrics": metrics}
+        row: dict[str, Any] = {"time": time.time(), "step": step, "epoch": epoch, "attempt": self.attempt}
+        row["metrics"] = metrics
         try:
             line = encode_line(row)
         except (ValueError, TypeError):  # a number that JSON lacks, or a mapping that is not a dict
