@@ -20,8 +20,9 @@ from pathlib import Path
 
 import health_ml
 from health_ml.environment import process_environment
-from health_ml.records.mirror_state import MirrorProgress, MirrorSettings, MirrorState, mirror_lock
-from health_ml.records.tracking import resolve_tracking_uri
+from health_ml.planning.secrets import mask_text
+from health_ml.records.mirror_state import MirrorProgress, MirrorSettings, MirrorState, catch_up_hint, mirror_lock
+from health_ml.records.tracking import resolve_tracking_uri, split_credentials
 from health_ml.settings import ENV_MLFLOW_TRACKING_URI, RECORD_MIRROR_LOG_FILE
 
 logger = logging.getLogger(__name__)
@@ -73,7 +74,8 @@ class MirrorHandle:
             progress.is_complete = False
             progress.message = (
                 f"The record in {self._folder} is complete, but its mirror in MLflow at "
-                f"{progress.settings['tracking_uri']} was not: see {self._folder / RECORD_MIRROR_LOG_FILE}."
+                f"{progress.settings['tracking_uri']} is not: see {self._folder / RECORD_MIRROR_LOG_FILE}. "
+                f"{catch_up_hint(self._folder)}"
             )
         return progress.as_state()
 
@@ -96,14 +98,16 @@ def start_mirror(
     """
     record_folder = record_folder.absolute()
     environ = process_environment()
+    resolved = resolve_tracking_uri(tracking_uri, environ=environ, project_root=project_root or Path.cwd())
+    address, credentials = split_credentials(resolved)
     settings = MirrorSettings(
-        tracking_uri=resolve_tracking_uri(tracking_uri, environ=environ, project_root=project_root or Path.cwd()),
+        tracking_uri=address,
         experiment=experiment,
         run_name=run_name,
         tensorboard_folder=str(tensorboard_folder.absolute()) if tensorboard_folder else "",
     )
     try:
-        process = _start_process(record_folder, settings, environ)
+        process = _start_process(record_folder, settings, {**environ, **credentials})
     except OSError as error:
         logger.warning("The mirror cannot be started: %s. The record is not affected.", error)
         process = None
@@ -177,6 +181,13 @@ class _Waiter:
         self._is_open = not (readable and os.read(sys.stdin.fileno(), 64) == b"")
 
 
+class _MaskingFormatter(logging.Formatter):
+    """Keeps secrets out of the log, those in tracebacks too."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return mask_text(super().format(record))
+
+
 def main() -> None:
     """Mirrors the record that the command line names, until the run has ended."""
     parser = argparse.ArgumentParser(description="Mirrors the record of a run to TensorBoard and MLflow.")
@@ -184,7 +195,9 @@ def main() -> None:
     parser.add_argument("settings", type=json.loads)
     arguments = parser.parse_args()
     os.nice(NICENESS)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(_MaskingFormatter("%(asctime)s %(levelname)s %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     settings = MirrorSettings(**arguments.settings)
     uri = process_environment().get(ENV_MLFLOW_TRACKING_URI) or settings.tracking_uri
     mirror_until_end(arguments.folder, MirrorSettings(**{**asdict(settings), "tracking_uri": uri}))
