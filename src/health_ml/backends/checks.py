@@ -59,9 +59,7 @@ def _check_nodes(experiment_config: ExperimentConfig, environment: RunEnvironmen
         )
 
 
-def resolve_datasets(
-    container: LightningContainer, *, environment: RunEnvironment, start_directory: Path
-) -> None:
+def resolve_datasets(container: LightningContainer, *, environment: RunEnvironment, start_directory: Path) -> None:
     """Makes the dataset folders absolute.
 
     :raises DatasetError: If some do not exist, naming all of them, or if the datasets are in Azure only.

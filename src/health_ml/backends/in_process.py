@@ -158,8 +158,7 @@ class _Run:
         """Sets the environment variables of the container, and those that the other processes of the run need."""
         with user_code(self.container, "get_additional_environment_variables", "It has to return a dictionary."):
             values: dict[str, str | None] = {
-                str(name): str(value)
-                for name, value in self.container.get_additional_environment_variables().items()
+                str(name): str(value) for name, value in self.container.get_additional_environment_variables().items()
             }
         values[ENV_RUN_ID] = self.paths.run_id
         values[ENV_START_DIRECTORY] = str(self.start_directory)
@@ -175,14 +174,14 @@ class _Run:
         if self.config.debug_ddp is DebugDDPOptions.OFF:
             yield
             return
-        from torch import distributed
+        from torch.distributed import set_debug_level_from_env  # type: ignore[attr-defined]
 
         try:
             with environment_variables({ENV_TORCH_DISTRIBUTED_DEBUG: self.config.debug_ddp.value}):
-                distributed.set_debug_level_from_env()
+                set_debug_level_from_env()
                 yield
         finally:
-            distributed.set_debug_level_from_env()
+            set_debug_level_from_env()
 
     def without_record(self) -> RunResult:
         """Runs as one of the processes that help the first one; that one writes down how the run went."""
@@ -196,9 +195,7 @@ class _Run:
 
     def with_record(self, sources: Mapping[str, str]) -> RunResult:
         """Runs as the first process, which writes the record."""
-        record = RunRecord.create(
-            self.paths.record, run_id=self.paths.run_id, attempt=self.environment.attempt
-        )
+        record = RunRecord.create(self.paths.record, run_id=self.paths.run_id, attempt=self.environment.attempt)
         try:
             return _RecordedRun(self, record).execute(sources)
         finally:
@@ -260,9 +257,7 @@ class _RecordedRun:
                     raise _premature_end(error, self._run.container) from error
                 raise
             messages = self._close(RunStatus.FINISHED, "")
-            return self._run.result(
-                RunStatus.FINISHED, replace(outcome, messages=(*outcome.messages, *messages))
-            )
+            return self._run.result(RunStatus.FINISHED, replace(outcome, messages=(*outcome.messages, *messages)))
 
     def _open(self, sources: Mapping[str, str]) -> None:
         run, record = self._run, self._record

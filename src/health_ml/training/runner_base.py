@@ -169,7 +169,8 @@ class RunnerBase:
 
     def is_trusted(self, checkpoint: Path) -> bool:
         """True if a checkpoint was written by this run or another one of this project, not fetched from elsewhere."""
-        if checkpoint == self.source_checkpoint and self.container.src_checkpoint.is_url:
+        parser = self.container.src_checkpoint
+        if parser and parser.is_url and checkpoint == self.source_checkpoint:
             return False
         outputs = self.container.output_to or self.project_root / "outputs"
         folders = [self.container.checkpoint_folder, self.container.outputs_folder, outputs]

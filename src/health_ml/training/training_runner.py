@@ -73,8 +73,8 @@ class TrainingRunner(RunnerBase):
         """Trains the model, and returns the last value of every metric."""
         data = self._prepare_training()
         trainer = self.create_trainer(is_inference=False)
-        checkpoint_file = self.container.checkpoint_folder / LAST_CHECKPOINT
-        trainer.callbacks.append(StopOnSignal(self.guard, checkpoint_file))  # type: ignore[attr-defined]
+        last = None if self.container.pl_fast_dev_run else self.container.checkpoint_folder / LAST_CHECKPOINT
+        trainer.callbacks.append(StopOnSignal(self.guard, last))  # type: ignore[attr-defined]
         self._launcher = use_rank_launcher(
             trainer, argv=self.argv, folder=self.start_directory, on_rank_failed=self.on_rank_failed
         )
@@ -84,7 +84,7 @@ class TrainingRunner(RunnerBase):
             logger.info(f"Training continues from {start.path}")
             arguments.update(ckpt_path=str(start.path), weights_only=start.is_weights_only)
         try:
-            with working_directory(self.container.outputs_folder), explained_loading(start and start.path):
+            with working_directory(self.container.outputs_folder), explained_loading(start.path if start else None):
                 trainer.fit(self.container.model, **arguments)
         finally:
             self.guard.stop_deferring()

@@ -20,10 +20,10 @@ class StopOnSignal(Callback):
     agree on that with a reduction on the CPU that overlaps with the next batch, so that no GPU waits for it.
 
     :param guard: Knows whether a signal came.
-    :param checkpoint: The file to write.
+    :param checkpoint: The file to write, or None if the run keeps no checkpoints.
     """
 
-    def __init__(self, guard: SignalGuard, checkpoint: Path) -> None:
+    def __init__(self, guard: SignalGuard, checkpoint: Path | None) -> None:
         self._guard = guard
         self._checkpoint = checkpoint
         self._group: Any = None
@@ -127,7 +127,7 @@ class StopOnSignal(Callback):
             self._agreed = self._guard.received
         if self._agreed is None:
             return
-        if not trainer.fast_dev_run:
+        if self._checkpoint is not None:
             trainer.save_checkpoint(self._checkpoint)
         raise RunInterrupted(signal.Signals(self._agreed))
 
