@@ -1,0 +1,78 @@
+"""The local store of runs: one folder per run, named after the run's id, below ``outputs`` or ``--output_to``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from health_ml.errors import RunNotFoundError, did_you_mean
+from health_ml.settings import OUTPUTS_FOLDER, PRETRAINED_MODELS_FOLDER
+
+_NEWEST_RUNS_TO_NAME = 3
+
+
+def run_store_folders(project_root: Path, output_to: Path | None = None) -> tuple[Path, ...]:
+    """Returns the folders that hold run folders, in the order in which they are searched.
+
+    :param project_root: Folder of the project; its ``outputs`` folder is the default store.
+    :param output_to: The value of ``--output_to``, relative to the project root if it is not absolute.
+    """
+    default_store = project_root.absolute() / OUTPUTS_FOLDER
+    if output_to is None:
+        return (default_store,)
+    chosen_store = project_root.absolute() / output_to
+    return (chosen_store, default_store) if chosen_store != default_store else (default_store,)
+
+
+def find_run_folder(run_id: str, project_root: Path, output_to: Path | None = None) -> Path:
+    """Returns the absolute folder of the run with the given id in the local store.
+
+    :param run_id: Name of the run folder, for example ``2025-01-31T120000Z_HelloWorld``.
+    :param project_root: Folder of the project; runs lie in its ``outputs`` folder.
+    :param output_to: A folder that is searched first, the value of ``--output_to``.
+    :raises RunNotFoundError: If there is no such run, naming the nearest ids and the folders that were searched.
+    """
+    stores = run_store_folders(project_root, output_to)
+    if is_plain_name(run_id):
+        for store in stores:
+            if (store / run_id).is_dir():
+                return store / run_id
+    searched = " and ".join(str(store) for store in stores)
+    raise RunNotFoundError(f"There is no run '{run_id}' in {searched}.", _way_out(run_id, list(_run_folders(stores))))
+
+
+def find_run_of(path: Path, project_root: Path, output_to: Path | None = None) -> Path | None:
+    """Returns the run folder whose run wrote the given file, or None if no run of the local store did.
+
+    Files that a run downloaded (``pretrained_models``) were written by somebody else, so they belong to no run here.
+    """
+    resolved = path.resolve()
+    for store in run_store_folders(project_root, output_to):
+        folder = store.resolve()
+        if not resolved.is_relative_to(folder):
+            continue
+        parts = resolved.relative_to(folder).parts
+        if len(parts) > 1 and PRETRAINED_MODELS_FOLDER not in parts:
+            return folder / parts[0]
+    return None
+
+
+def is_plain_name(name: str) -> bool:
+    """True if the name can be that of one folder: not empty, no separators, neither ``.`` nor ``..``."""
+    return bool(name) and name not in (".", "..") and not set(name) & {"/", "\\", "\0"}
+
+
+def _run_folders(stores: tuple[Path, ...]) -> Iterator[Path]:
+    for store in stores:
+        if store.is_dir():
+            yield from (entry for entry in store.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+
+
+def _way_out(run_id: str, runs: list[Path]) -> str:
+    if not runs:
+        return "No run has been stored there yet; start the command in the folder where the run was started."
+    suggestion = did_you_mean(run_id, [run.name for run in runs])
+    if suggestion:
+        return suggestion
+    newest = sorted(runs, key=lambda run: run.stat().st_mtime, reverse=True)[:_NEWEST_RUNS_TO_NAME]
+    return f"The newest runs are {', '.join(run.name for run in newest)}."
