@@ -50,6 +50,8 @@ RECORD_GIT_PATCH_FILE = "uncommitted.patch"
 RECORD_PACKAGES_DOCUMENT = "packages"
 RECORD_PLAN_DOCUMENT = "plan"
 RECORD_MIRROR_DOCUMENT = "mirror"
+RECORD_MIRROR_LOG_FILE = "mirror.log"
+RECORD_MIRROR_LOCK_FILE = "mirror.lock"
 
 # --- tracking ------------------------------------------------------------------------------------------------------
 MLFLOW_DATABASE = "mlflow.db"

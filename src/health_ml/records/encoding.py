@@ -1,0 +1,106 @@
+"""How values become JSON in the record, so that any value can be stored and no line can become unreadable."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from datetime import date
+from enum import Enum
+from pathlib import PurePath
+from typing import Any
+
+from health_ml.planning.secrets import mask_value
+
+MAX_DEPTH = 12
+"""Containers nested more deeply are stored as text, which also ends values that contain themselves."""
+
+MAX_REPR_LENGTH = 10_000
+
+_NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
+
+
+def encode_number(value: float) -> float | int | str:
+    """Returns the number as JSON can hold it: the numbers that it lacks become ``"nan"``, ``"inf"`` and ``"-inf"``."""
+    if isinstance(value, int) or math.isfinite(value):
+        return value
+    return str(float(value))
+
+
+def decode_number(value: Any) -> float | None:
+    """Returns the number that :func:`encode_number` wrote, or None if it is not one."""
+    if isinstance(value, (int, float)):
+        return float(value)
+    return _NON_FINITE.get(value) if isinstance(value, str) else None
+
+
+def encode_value(value: Any, *, name: str = "", is_masked: bool = True, depth: int = 0) -> Any:
+    """Returns any value as something that JSON can hold, with secrets masked.
+
+    Paths become text, enums their value, sets sorted lists, numbers of numpy and torch plain numbers. What is not
+    known becomes its ``repr``.
+
+    :param name: Name of the parameter: it decides whether the value is a secret.
+    :param is_masked: False keeps secrets (for values that are public whatever their name looks like).
+    """
+    plain = _plain(value, is_masked=is_masked, depth=depth)
+    return mask_value(name, plain) if is_masked else plain
+
+
+def _plain(value: Any, *, is_masked: bool, depth: int) -> Any:
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, Enum):
+        return value.value if isinstance(value.value, str) else value.name
+    if isinstance(value, (int, float)):
+        return encode_number(value if type(value) in (int, float) else _builtin_number(value))
+    if isinstance(value, (str, PurePath)):
+        return str(value)
+    if isinstance(value, date):
+        return value.isoformat()
+    if depth < MAX_DEPTH and isinstance(value, (Mapping, list, tuple, set, frozenset)):
+        return _plain_container(value, is_masked=is_masked, depth=depth + 1)
+    return _scalar_or_text(value)
+
+
+def _plain_container(value: Any, *, is_masked: bool, depth: int) -> Any:
+    if isinstance(value, Mapping):
+        return {
+            str(_plain(key, is_masked=False, depth=depth)): encode_value(
+                item, name=str(key), is_masked=is_masked, depth=depth
+            )
+            for key, item in value.items()
+        }
+    items = [encode_value(item, is_masked=is_masked, depth=depth) for item in value]
+    return sorted(items, key=repr) if isinstance(value, (set, frozenset)) else items
+
+
+def _builtin_number(value: float) -> float | int:
+    return int(value) if isinstance(value, int) else float(value)
+
+
+def _scalar_or_text(value: Any) -> Any:
+    """Returns the plain number in a zero-dimensional array or tensor, and the shortened ``repr`` of anything else."""
+    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
+        number = value.item()
+        if isinstance(number, (bool, int, float)):
+            return encode_number(number)
+    try:
+        text = repr(value)
+    except Exception as error:  # the user's own __repr__ may do anything, and must not stop the training
+        text = f"<{type(value).__qualname__} whose repr raises {type(error).__name__}>"
+    return text if len(text) <= MAX_REPR_LENGTH else f"{text[:MAX_REPR_LENGTH]}… ({len(text)} characters)"
+
+
+encode_line = json.JSONEncoder(separators=(",", ":"), allow_nan=False, default=float).encode
+"""Returns the value as one line of JSON; raises ValueError for a number that JSON lacks. Scalars of numpy and torch
+are numbers too. Much faster than ``json.dumps``, which makes an encoder per call."""
+
+
+def decode_line(line: bytes) -> dict[str, Any] | None:
+    """Returns the object on a line, or None if the line is not a complete one (a crash or a full disk cut it)."""
+    try:
+        value = json.loads(line)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None

@@ -1,0 +1,82 @@
+"""Tells whether the process that wrote a record is still alive, also when its process id was given to another one."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def process_identity(pid: int | None = None) -> dict[str, Any]:
+    """Returns what tells a process apart from every other one: host, boot, process id and its start time.
+
+    Boot, namespace and start time are only known where there is a ``/proc`` file system.
+    """
+    pid = os.getpid() if pid is None else pid
+    return {
+        "pid": pid,
+        "host": socket.gethostname(),
+        "boot": _read_text(Path("/proc/sys/kernel/random/boot_id")),
+        "pid_namespace": _pid_namespace(),
+        "process_start": _start_ticks(pid),
+    }
+
+
+def is_dead(identity: Mapping[str, Any]) -> bool:
+    """Returns True if the process certainly ended: the answer for a process on another machine is always False."""
+    pid = identity.get("pid")
+    if not isinstance(pid, int) or identity.get("host") != socket.gethostname():
+        return False
+    boot = _read_text(Path("/proc/sys/kernel/random/boot_id"))
+    if identity.get("boot") and boot and identity["boot"] != boot:
+        return True
+    if identity.get("pid_namespace") != _pid_namespace():
+        return False
+    if not _exists(pid):
+        return True
+    start = identity.get("process_start")
+    return start is not None and _start_ticks(pid) != start
+
+
+def _exists(pid: int) -> bool:
+    if pid <= 0:
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return _state(pid) != "Z"
+
+
+def _stat_fields(pid: int) -> list[str]:
+    """Returns the fields of ``/proc/<pid>/stat`` from the third (state) on; the second may contain spaces."""
+    text = _read_text(Path(f"/proc/{pid}/stat")) or ""
+    return text.rpartition(")")[2].split()
+
+
+def _state(pid: int) -> str:
+    fields = _stat_fields(pid)
+    return fields[0] if fields else ""
+
+
+def _start_ticks(pid: int) -> int | None:
+    fields = _stat_fields(pid)
+    return int(fields[19]) if len(fields) > 19 else None
+
+
+def _pid_namespace() -> str | None:
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return None
+
+
+def _read_text(path: Path) -> str | None:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return None

@@ -1,0 +1,210 @@
+"""Writes the record of a run: plain files that are complete up to the last line, whatever happens to the process.
+
+Every line is handed to the operating system in one unbuffered write, so a killed process loses nothing. A line that
+a full disk or a power cut has torn is skipped by the reader, and the next line starts on a line of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from health_ml.errors import OutputError
+from health_ml.planning.secrets import mask_program_text, mask_text
+from health_ml.records.encoding import encode_line, encode_number, encode_value
+from health_ml.records.process_identity import process_identity
+from health_ml.settings import (
+    RECORD_HYPERPARAMETERS_FILE,
+    RECORD_METRICS_FILE,
+    RECORD_PACKAGES_DOCUMENT,
+    RECORD_RUN_DOCUMENT,
+    RECORD_STATUS_FILE,
+    RECORD_TAGS_FILE,
+)
+
+# Nobody outside the group may write, even if the umask allows it.
+_FILE_MODE = 0o664
+_FOLDER_MODE = 0o775
+_APPEND = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+
+# The names of packages (keyring, secretstorage) look like names of secrets.
+_DOCUMENTS_WITHOUT_SECRETS = frozenset({RECORD_PACKAGES_DOCUMENT})
+
+
+class RunStatus(str, Enum):
+    """How a run stands or ended."""
+
+    RUNNING = "RUNNING"
+    FINISHED = "FINISHED"
+    FAILED = "FAILED"
+    KILLED = "KILLED"
+    PREEMPTED = "PREEMPTED"
+    CANCELLED = "CANCELLED"
+
+    @property
+    def is_final(self) -> bool:
+        """True if the process that wrote this status does nothing more."""
+        return self is not RunStatus.RUNNING
+
+
+class RunRecord:
+    """The record of one run. Make it with :meth:`create`; the files stay open until :meth:`close`.
+
+    :param folder: Folder of the record, ``run/`` in the run folder. It has to exist.
+    :param run_id: Id of the run.
+    :param attempt: How often the run was restarted. Every attempt appends to the same files.
+    """
+
+    def __init__(self, folder: Path, *, run_id: str, attempt: int = 0) -> None:
+        self.folder = folder
+        self.run_id = run_id
+        self.attempt = attempt
+        self._descriptors: dict[str, int] = {}
+        self._torn: set[str] = set()
+
+    @classmethod
+    def create(cls, folder: Path, *, run_id: str, attempt: int = 0) -> RunRecord:
+        """Returns the record in a folder, which is made if it is missing, with the status RUNNING.
+
+        A record that is already there is continued.
+
+        :raises OutputError: If the folder cannot be made or written.
+        """
+        folder = folder.absolute()
+        try:
+            folder.mkdir(mode=_FOLDER_MODE, parents=True, exist_ok=True)
+        except OSError as error:
+            raise _cannot_write(folder, error) from error
+        record = cls(folder, run_id=run_id, attempt=attempt)
+        if not (folder / f"{RECORD_RUN_DOCUMENT}.json").exists():
+            record.write_document(RECORD_RUN_DOCUMENT, {"run_id": run_id, "created": time.time()})
+        record.set_status(RunStatus.RUNNING)
+        return record
+
+    def write_document(self, name: str, content: Any) -> Path:
+        """Returns the path of ``<name>.json`` after writing the content to it, all or nothing.
+
+        Values that JSON lacks are stored as text, and secrets are masked.
+
+        :raises OutputError: If the file cannot be written.
+        """
+        plain = encode_value(content, is_masked=name not in _DOCUMENTS_WITHOUT_SECRETS)
+        return self._write_file(f"{name}.json", json.dumps(plain, indent=2, allow_nan=False) + "\n")
+
+    def write_text(self, file_name: str, text: str) -> Path:
+        """Returns the path of a text file after writing a program's text to it, all or nothing, with secrets masked.
+
+        :raises OutputError: If the file cannot be written.
+        """
+        return self._write_file(file_name, mask_program_text(text))
+
+    def log_metrics(self, metrics: Mapping[str, float], *, step: int | None, epoch: int | None = None) -> None:
+        """Appends a row of metrics.
+
+        :raises OutputError: If the row cannot be written completely, for example because the disk is full.
+        """
+        row: dict[str, Any] = {"time": time.time(), "step": step, "epoch": epoch, "attempt": self.attempt}
+        row["metrics"] = metrics
+        try:
+            line = encode_line(row)
+        except (ValueError, TypeError):  # a number that JSON lacks, or a mapping that is not a dict
+            row["metrics"] = {str(name): encode_number(float(value)) for name, value in metrics.items()}
+            line = encode_line(row)
+        self._append(RECORD_METRICS_FILE, line)
+
+    def log_hyperparameters(self, values: Mapping[str, Any]) -> None:
+        """Appends hyperparameters of any type. A later value for the same name replaces the earlier one.
+
+        :raises OutputError: If they cannot be written.
+        """
+        self._append_values(RECORD_HYPERPARAMETERS_FILE, "values", values)
+
+    def log_tags(self, tags: Mapping[str, Any]) -> None:
+        """Appends tags: short facts about the run to search for.
+
+        :raises OutputError: If they cannot be written.
+        """
+        self._append_values(RECORD_TAGS_FILE, "tags", tags)
+
+    def set_status(self, status: RunStatus, message: str = "") -> None:
+        """Appends how the run stands, and which process says so.
+
+        :raises OutputError: If it cannot be written.
+        """
+        row = {
+            "time": time.time(),
+            "status": RunStatus(status).value,
+            "message": mask_text(message),
+            "run_id": self.run_id,
+            "attempt": self.attempt,
+            **process_identity(),
+        }
+        self._append(RECORD_STATUS_FILE, encode_line(row))
+
+    def close(self) -> None:
+        """Closes the files. What was logged is in them already."""
+        descriptors, self._descriptors = self._descriptors, {}
+        for descriptor in descriptors.values():
+            os.close(descriptor)
+
+    def _append_values(self, file_name: str, key: str, values: Mapping[str, Any]) -> None:
+        row = {"time": time.time(), "attempt": self.attempt, key: encode_value(dict(values))}
+        self._append(file_name, encode_line(row))
+
+    def _append(self, file_name: str, line: str) -> None:
+        """Writes one line with one system call; a second one is only needed if the disk is about to be full."""
+        data = line.encode("ascii") + b"\n"
+        try:
+            descriptor = self._descriptors.get(file_name)
+            if descriptor is None:
+                descriptor = self._descriptors[file_name] = self._open(file_name)
+            if file_name in self._torn:
+                data = b"\n" + data
+            while (written := os.write(descriptor, data)) < len(data):
+                self._torn.add(file_name)
+                data = data[written:]
+        except OSError as error:
+            raise _cannot_write(self.folder / file_name, error) from error
+        self._torn.discard(file_name)
+
+    def _open(self, file_name: str) -> int:
+        path = self.folder / file_name
+        if _ends_in_half_a_line(path):
+            self._torn.add(file_name)
+        return os.open(path, _APPEND, _FILE_MODE)
+
+    def _write_file(self, file_name: str, text: str) -> Path:
+        path = self.folder / file_name
+        temporary = path.with_name(f".{file_name}.{os.getpid()}")
+        try:
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, _FILE_MODE)
+            with open(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:
+                file.write(text)
+            temporary.replace(path)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise _cannot_write(path, error) from error
+        return path
+
+
+def _ends_in_half_a_line(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            if file.seek(0, os.SEEK_END) == 0:
+                return False
+            file.seek(-1, os.SEEK_END)
+            return file.read(1) != b"\n"
+    except FileNotFoundError:
+        return False
+
+
+def _cannot_write(path: Path, error: OSError) -> OutputError:
+    return OutputError(
+        f"Cannot write {path}: {error.strerror or error}.",
+        "Free some space, check the permissions, or choose another folder with --output_to.",
+    )
