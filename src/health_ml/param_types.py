@@ -51,7 +51,7 @@ class ListOrDictParam(CustomTypeParam):
         text = x.strip()
         if text[:1] not in ("{", "["):
             return [item.strip() for item in text.split(",") if item.strip()]
-        return _json_or_literal(text)
+        return json_or_literal(text)
 
 
 class RunIdOrListParam(CustomTypeParam):
@@ -68,7 +68,7 @@ class RunIdOrListParam(CustomTypeParam):
         return [run.strip().rsplit(":", maxsplit=1)[-1] for run in x.split(",") if run.strip()]
 
 
-def _json_or_literal(text: str) -> Any:
+def json_or_literal(text: str) -> Any:
     """Returns the value of a JSON text or, where quotes are single, of a Python literal."""
     try:
         return json.loads(text)
@@ -77,5 +77,5 @@ def _json_or_literal(text: str) -> Any:
 
         try:
             return ast.literal_eval(text)
-        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        except (SyntaxError, TypeError, ValueError, RecursionError, MemoryError) as error:
             raise ValueError(f"{text!r} is neither JSON nor a Python literal: {error}") from error

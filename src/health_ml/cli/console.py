@@ -1,0 +1,152 @@
+"""What the console shows: log messages while a run goes on, a summary at its end, and where the user's code failed."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shlex
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from health_ml.settings import RECORD_MIRROR_DOCUMENT
+
+if TYPE_CHECKING:
+    import traceback
+
+    from health_ml.experiment_config import LogLevel
+    from health_ml.training.result import RunResult
+
+LOG_FORMAT = "%(asctime)s %(levelname)-8s %(message)s"
+TIME_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
+HANDLER_NAME = "health_ml console"
+
+CHATTY_LIBRARIES = ("matplotlib", "urllib3", "fsspec", "filelock", "asyncio", "PIL", "git", "azure", "alembic")
+"""Libraries whose debug messages drown those of a model."""
+
+
+# --- log messages -----------------------------------------------------------------------------------------------------
+
+
+def configure_logging(level: LogLevel | None, local_rank: int) -> None:
+    """Sends log messages to standard error, each with its UTC time.
+
+    :param level: The least severe message to show; None: INFO.
+    :param local_rank: Processes of a machine other than the first show errors only.
+    """
+    number = int(getattr(logging, level.value)) if level else logging.INFO
+    number = number if local_rank == 0 else logging.ERROR
+    handler = logging.StreamHandler(sys.stderr)
+    handler.set_name(HANDLER_NAME)
+    handler.setLevel(number)
+    formatter = logging.Formatter(LOG_FORMAT, TIME_FORMAT)
+    formatter.converter = time.gmtime
+    handler.setFormatter(formatter)
+    root = logging.getLogger()
+    for former in [former for former in root.handlers if former.get_name() == HANDLER_NAME]:
+        root.removeHandler(former)
+    root.addHandler(handler)
+    root.setLevel(number)
+    for name in CHATTY_LIBRARIES:
+        logging.getLogger(name).setLevel(max(number, logging.WARNING))
+
+
+@contextmanager
+def restored_logging() -> Iterator[None]:
+    """Puts back the handlers and levels that :func:`configure_logging` changes."""
+    root = logging.getLogger()
+    loggers = [root, *map(logging.getLogger, CHATTY_LIBRARIES)]
+    levels = [logger.level for logger in loggers]
+    handlers = list(root.handlers)
+    try:
+        yield
+    finally:
+        root.handlers[:] = handlers
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+# --- the summary ------------------------------------------------------------------------------------------------------
+
+
+def render_summary(result: RunResult) -> str:
+    """Returns the last thing that a run prints: how it ended, what came out, and how to go on from there."""
+    lines = ["", f"Run {result.run_id}: {result.status.value}"]
+    lines += [f"  {message}" for message in result.messages]
+    lines += _metric_lines(result.metrics)
+    rows = [("folder", str(result.paths.outputs))]
+    if result.checkpoint is not None:
+        rows.append(("checkpoint", str(result.checkpoint)))
+    rows.append(("TensorBoard", f"tensorboard --logdir {shlex.quote(str(result.paths.lightning_logs))}"))
+    rows += _mlflow_row(result.paths.record)
+    if result.checkpoint is not None:
+        source = f"--src_checkpoint={shlex.quote(result.run_id)}"
+        rows.append(("resume", f"himl-runner <the same flags> --resume_training {source} --max_epochs=<more>"))
+    return "\n".join([*lines, *_aligned(rows)])
+
+
+def _metric_lines(metrics: Mapping[str, float]) -> list[str]:
+    if not metrics:
+        return []
+    width = max(map(len, metrics))
+    return ["  metrics", *(f"    {name:{width}}  {value:.6g}" for name, value in sorted(metrics.items()))]
+
+
+def _aligned(rows: Iterable[tuple[str, str]]) -> list[str]:
+    return [f"  {name:12}{text}" for name, text in rows]
+
+
+def _mlflow_row(record: Path) -> list[tuple[str, str]]:
+    """Returns how to open the store that the mirror wrote to, if there is one."""
+    try:
+        uri = json.loads((record / f"{RECORD_MIRROR_DOCUMENT}.json").read_text(encoding="utf-8"))["tracking_uri"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    if not isinstance(uri, str) or not uri:
+        return []
+    if uri.startswith(("http://", "https://")):
+        return [("MLflow", uri)]
+    return [("MLflow", f"mlflow ui --backend-store-uri {shlex.quote(uri)}")]
+
+
+# --- errors in the user's code ----------------------------------------------------------------------------------------
+
+
+def format_user_traceback(error: BaseException, *, is_full: bool = False) -> str:
+    """Returns the traceback of an error without the frames of this package and of installed ones.
+
+    The whole traceback is returned if asked for, and if no frame belongs to the user.
+    """
+    import traceback
+
+    report = traceback.TracebackException.from_exception(error)
+    has_user_frames = any(_is_users_frame(frame) for part in _chain(report) for frame in part.stack)
+    if has_user_frames and not is_full:
+        for part in _chain(report):
+            part.stack[:] = [frame for frame in part.stack if _is_users_frame(frame)]
+    return "".join(report.format())
+
+
+def _chain(report: traceback.TracebackException) -> Iterator[traceback.TracebackException]:
+    """Yields an error and those that it followed from."""
+    waiting = [report]
+    while waiting:
+        part = waiting.pop()
+        yield part
+        waiting += [former for former in (part.__cause__, part.__context__) if former is not None]
+
+
+def _is_users_frame(frame: traceback.FrameSummary) -> bool:
+    import sysconfig
+
+    package = Path(__file__).resolve().parent.parent
+    path = Path(frame.filename)
+    if path.is_relative_to(package / "configs"):
+        return True
+    if frame.filename.startswith("<") or path.is_relative_to(package):
+        return False
+    is_installed = not {"site-packages", "dist-packages"}.isdisjoint(path.parts)
+    return not is_installed and not path.is_relative_to(sysconfig.get_path("stdlib"))

@@ -1,0 +1,181 @@
+"""Refuses combinations of flags that contradict each other or would have no effect.
+
+Nothing that a user typed may be silently ignored. Only what was given on the command line, or in a config file with
+a value other than the container's own, counts as typed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from health_ml.cli.trainer_arguments import clashes
+from health_ml.deep_learning_config import OptimizerParams
+from health_ml.environment import RunEnvironment
+from health_ml.errors import PlanError
+from health_ml.experiment_config import ExperimentConfig, RunnerMode
+
+if TYPE_CHECKING:
+    from health_ml.lightning_container import LightningContainer
+
+CLUSTER_FLAGS = (
+    "wait_for_completion",
+    "docker_shm_size",
+    "conda_env",
+    "mount_in_azureml",
+    "identity_based_auth",
+    "max_run_duration",
+    "strictly_aml_v1",
+    "workspace_config_path",
+    "datastore",
+    "dataset_mountpoints",
+)
+"""Flags that describe a job, and mean nothing for a run on this machine."""
+
+TRAINING_FLAGS = (
+    "max_epochs",
+    "autosave_every_n_val_epochs",
+    "detect_anomaly",
+    "different_seeds",
+    "pl_num_sanity_val_steps",
+    "pl_find_unused_parameters",
+    "pl_static_graph",
+    "pl_limit_train_batches",
+    "pl_accumulate_grad_batches",
+    "pl_check_val_every_n_epoch",
+    "run_extra_val_epoch",
+    *(name for name in OptimizerParams.param.objects(instance=False) if name != "name"),
+)
+"""Flags that only a training heeds."""
+
+REGRESSION_TEST_FLAGS = ("regression_test_csv_tolerance",)
+"""Flags that only a comparison with expected results heeds."""
+
+
+def check_combination(
+    config: ExperimentConfig,
+    container: LightningContainer,
+    typed: Mapping[str, Any],
+    *,
+    environment: RunEnvironment,
+) -> list[str]:
+    """Returns a sentence for each contradiction and each flag without effect.
+
+    :param typed: The values that the user typed, by name; Trainer arguments as ``trainer.<argument>``.
+    :raises PlanError: If what is asked for needs a back end that does not exist.
+    """
+    if not environment.is_in_azureml:
+        refuse_cluster(config, container)
+    refuse_fan_out(container)
+    in_effect = {name for name, value in typed.items() if value is not False}
+    return [
+        *_evaluation_problems(config, container),
+        *_training_problems(config, container, in_effect),
+        *_here_problems(config, container, in_effect, environment=environment),
+        *_regression_test_problems(container, in_effect),
+        *clashes(container.trainer_argument_overrides, typed),
+    ]
+
+
+def refuse_cluster(config: ExperimentConfig, container: LightningContainer) -> None:
+    """Refuses what needs a back end other than this process.
+
+    :raises PlanError: If a cluster was asked for, or an AzureML run to log to.
+    """
+    if config.cluster:
+        raise PlanError(
+            f"--cluster={config.cluster}: this version runs on this machine only.",
+            "Leave out --cluster to train here.",
+        )
+    if container.log_from_vm:
+        raise PlanError(
+            "--log_from_vm: this version cannot log to an AzureML run from outside AzureML.",
+            "Leave it out; --tracking_uri sends the record to an MLflow server.",
+        )
+
+
+def refuse_fan_out(container: LightningContainer) -> None:
+    """Refuses what would start several runs.
+
+    :raises PlanError: If a cross-validation without index, several seeds or a hyperparameter search was asked for.
+    """
+    asked_for = []
+    if container.is_crossval_parent:
+        asked_for.append(f"--crossval_count={container.crossval_count} without --crossval_index")
+    if container.different_seeds > 0:
+        asked_for.append(f"--different_seeds={container.different_seeds}")
+    if container.hyperdrive:
+        asked_for.append("--hyperdrive")
+    if not asked_for:
+        return
+    if len(asked_for) > 1:
+        raise PlanError(
+            f"{' and '.join(asked_for)} cannot be combined: each of them starts several runs.", "Give one of them."
+        )
+    raise PlanError(
+        f"{asked_for[0]} stands for several runs, and this version starts one run at a time.",
+        "Give --crossval_index=0, 1, … for one fold of a cross-validation, --random_seed for one seed, or the values "
+        "to try as flags.",
+    )
+
+
+def _evaluation_problems(config: ExperimentConfig, container: LightningContainer) -> Iterable[str]:
+    if config.mode is not RunnerMode.EVAL_FULL:
+        return
+    if not container.src_checkpoint:
+        yield (
+            "To use model evaluation, you need to provide a checkpoint: add --src_checkpoint=<file, URL or run id> to "
+            "--mode=eval_full."
+        )
+    for name in ("run_inference_only", "resume_training"):
+        if getattr(container, name):
+            yield f"--{name} and --mode=eval_full contradict each other: give one of them."
+
+
+def _training_problems(config: ExperimentConfig, container: LightningContainer, typed: set[str]) -> Iterable[str]:
+    modes = []
+    if container.run_inference_only:
+        modes.append("--run_inference_only")
+    if config.mode is RunnerMode.EVAL_FULL:
+        modes.append("--mode=eval_full")
+    idle = [name for name in TRAINING_FLAGS if name in typed]
+    if config.mode is RunnerMode.EVAL_FULL and "pl_limit_val_batches" in typed:
+        yield "--pl_limit_val_batches has no effect with --mode=eval_full, which only tests: leave it out."
+    if modes and idle:
+        yield f"{_flags(idle)} no effect with {modes[0]}, which does not train: leave out one or the other."
+
+
+def _here_problems(
+    config: ExperimentConfig, container: LightningContainer, typed: set[str], *, environment: RunEnvironment
+) -> Iterable[str]:
+    if environment.is_in_azureml:
+        return
+    idle = [name for name in CLUSTER_FLAGS if name in typed]
+    if idle:
+        yield f"{_flags(idle)} no effect on this machine, only in a job that --cluster submits."
+    is_distributed = environment.world_size > 1 or environment.main_address is not None
+    if config.num_nodes > 1 and not is_distributed:
+        yield (
+            f"--num_nodes={config.num_nodes} would wait for ever for other machines: nothing has started this process "
+            "on them. Use it with --cluster, under torchrun or MPI, or leave it out."
+        )
+    if container.azure_datasets and not container.local_datasets:
+        yield (
+            f"The datasets {', '.join(container.azure_datasets)} are in AzureML and cannot be read from here: give "
+            "their folders on this machine as --local_datasets=FOLDER[,FOLDER]."
+        )
+
+
+def _regression_test_problems(container: LightningContainer, typed: set[str]) -> Iterable[str]:
+    if container.regression_test_folder is None:
+        idle = [name for name in REGRESSION_TEST_FLAGS if name in typed]
+        if idle:
+            yield f"{_flags(idle)} no effect without --regression_test_folder."
+
+
+def _flags(names: list[str]) -> str:
+    """Returns the names as flags with the verb that fits: ``--a has`` or ``--a and --b have``."""
+    flags = [f"--{name}" for name in names]
+    if len(flags) == 1:
+        return f"{flags[0]} has"
+    return f"{', '.join(flags[:-1])} and {flags[-1]} have"

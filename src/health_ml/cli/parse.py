@@ -1,0 +1,102 @@
+"""From the command line and config files to an experiment config and a container.
+
+A value is the one on the command line, else the one in a config file, else that of the model variant, else that of
+the container, else that of the package.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from health_ml.cli.command_line import read_command_line
+from health_ml.cli.config_file import TRAINER_PREFIX
+from health_ml.cli.draft import Draft, raise_problems, read_experiment
+from health_ml.cli.effects import check_combination
+from health_ml.cli.loading import (
+    call_user_code,
+    container_parameters,
+    load_container,
+    make_paths_absolute,
+    update_experiment_config,
+)
+from health_ml.cli.trainer_arguments import is_trainer_argument, read_trainer_arguments
+from health_ml.cli.unknown import unknown_flag_problems
+from health_ml.deep_learning_config import parameters_of
+from health_ml.environment import RunEnvironment
+from health_ml.errors import ArgumentsError
+from health_ml.experiment_config import ExperimentConfig
+
+if TYPE_CHECKING:
+    from health_ml.lightning_container import LightningContainer
+
+
+@dataclass(frozen=True)
+class ParsedCommand:
+    """What the user asked for, complete and checked.
+
+    :param sources: Where each value comes from, by name; Trainer arguments as ``trainer.<argument>``.
+    :param argv: The command line as it was given.
+    """
+
+    experiment_config: ExperimentConfig
+    container: LightningContainer
+    sources: dict[str, str]
+    argv: tuple[str, ...]
+
+
+def parse(argv: Sequence[str], *, start_directory: Path, environment: RunEnvironment | None = None) -> ParsedCommand:
+    """Returns the experiment config and the container that a command line describes.
+
+    :param start_directory: Where the command was typed: relative paths in it are relative to this folder.
+    :param environment: Where this process runs; decides which flags have an effect.
+    :raises ArgumentsError: With everything that is wrong with the arguments.
+    :raises ModelSearchError: If the model is not found.
+    :raises PlanError: If what is asked for cannot run here.
+    """
+    draft = read_experiment(read_command_line(argv), start_directory=start_directory)
+    return complete(draft, argv, environment=environment or RunEnvironment())
+
+
+def complete(draft: Draft, argv: Sequence[str], *, environment: RunEnvironment) -> ParsedCommand:
+    """Returns the container with everything that the user gave, and the experiment config."""
+    container = load_container(draft)
+    apply_to_container(draft, container)
+    draft.raise_problems()
+    update_experiment_config(draft, container)
+    make_paths_absolute(container, draft.start_directory)
+    problems = check_combination(draft.config, container, _typed(draft, container), environment=environment)
+    try:
+        call_user_code(container.validate)
+    except ArgumentsError as error:
+        if not problems:
+            raise
+        raise_problems([error.message, *problems], hint=error.hint)
+    raise_problems(problems)
+    return ParsedCommand(draft.config, container, draft.sources, tuple(argv))
+
+
+def apply_to_container(draft: Draft, container: LightningContainer) -> None:
+    """Sets the parameters of the container that the user gave, and the arguments of the Lightning Trainer."""
+    parameters = container_parameters(container)
+    draft.take(container, parameters)
+    for_trainer = [given for given in draft.pending if is_trainer_argument(given)]
+    unknown = [given for given in draft.pending if not is_trainer_argument(given)]
+    draft.pending = []
+    strays: list[str] = []
+    values, sources = read_trainer_arguments(for_trainer, problems=draft.problems, strays=strays)
+    container.trainer_argument_overrides.update(values)
+    draft.sources.update(sources)
+    draft.problems += unknown_flag_problems(unknown, [*parameters_of(draft.config), *parameters])
+    draft.add_strays(strays)
+
+
+def _typed(draft: Draft, container: LightningContainer) -> dict[str, Any]:
+    values = {
+        **{name: getattr(container, name) for name in container_parameters(container)},
+        **{name: getattr(draft.config, name) for name in parameters_of(draft.config)},
+        **{TRAINER_PREFIX + name: value for name, value in container.trainer_argument_overrides.items()},
+    }
+    return draft.typed(values)

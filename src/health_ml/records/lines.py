@@ -1,0 +1,61 @@
+"""Reads the line files of a record from a position on, while somebody may still be writing to them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from health_ml.records.encoding import decode_line
+
+CHUNK_BYTES = 1 << 20
+
+
+class Line(NamedTuple):
+    """One complete line: the object on it (None if it cannot be read) and the position in the file behind it."""
+
+    row: dict[str, Any] | None
+    end: int
+
+
+def read_lines(path: Path, position: int = 0, *, chunk_bytes: int | None = None) -> list[Line]:
+    """Returns the complete lines from a position on; a half line at the end is left for the next time.
+
+    :param chunk_bytes: Stop after about this many bytes. Default: read to the end.
+    """
+    try:
+        with path.open("rb") as file:
+            file.seek(position)
+            data = file.read() if chunk_bytes is None else file.read(chunk_bytes) + file.readline()
+    except FileNotFoundError:
+        return []
+    lines = []
+    for text in data[: data.rfind(b"\n") + 1].splitlines(keepends=True):
+        position += len(text)
+        lines.append(Line(decode_line(text), position))
+    return lines
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Returns everything that can be read, the last line too if only its line break is missing."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return []
+    rows = (decode_line(text) for text in data.split(b"\n") if text)
+    return [row for row in rows if row is not None]
+
+
+def last_row(path: Path, *, tail_bytes: int = 16384) -> dict[str, Any] | None:
+    """Returns the last row that can be read, without reading a long file from its beginning."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, 2)
+            file.seek(max(0, size - tail_bytes))
+            data = file.read()
+    except FileNotFoundError:
+        return None
+    for text in reversed(data.split(b"\n")):
+        row = decode_line(text) if text else None
+        if row is not None:
+            return row
+    return None

@@ -1,0 +1,181 @@
+"""The one boundary to the shell: ``himl-runner`` starts here, and errors end here."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from health_ml.errors import EXIT_FAILED, ArgumentsError, HimlError
+from health_ml.settings import ENV_FULL_ERROR
+
+if TYPE_CHECKING:
+    from health_ml.cli.command_line import CommandLine
+    from health_ml.environment import RunEnvironment
+
+EXIT_INTERRUPTED = 130
+"""Exit code after Ctrl-C, as a shell has it: 128 and the number of SIGINT."""
+
+COMPLETE_WORDS = "--complete_words"
+"""First argument of the call that a completion script makes; the words of the command line follow."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command line and returns the exit code of the process.
+
+    Called from Python, it leaves environment variables, working directory, ``sys.path`` and logging as they were.
+
+    :param argv: The arguments after the name of the program. Default: those of this process.
+    """
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    with _restored_process():
+        try:
+            return _run(arguments)
+        except HimlError as error:
+            return _report(error)
+        except KeyboardInterrupt:
+            _print_error("Interrupted.")
+            return EXIT_INTERRUPTED
+        except Exception as error:  # the boundary: what nobody else has turned into a message ends here
+            return _report_unexpected(error)
+
+
+def console_entry_point() -> None:
+    """Runs the command line of this process and ends the process with its exit code."""
+    code = main()
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Python flushes once more on exit, and would print a traceback because nobody reads any more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(code)
+
+
+def _run(arguments: list[str]) -> int:
+    from health_ml.cli.command_line import read_command_line
+
+    if arguments[:1] == [COMPLETE_WORDS]:
+        return _complete(arguments[1:])
+    command = read_command_line(arguments)
+    if command.is_version:
+        from health_ml.version import __version__
+
+        return _print(f"himl-runner {__version__}")
+    if command.completion is not None:
+        from health_ml.cli.completion import completion_script
+
+        return _print(completion_script(command.completion))
+    from health_ml.environment import RunEnvironment
+
+    environment = RunEnvironment.from_env(os.environ)
+    start_directory = environment.start_directory or _current_directory()
+    if command.is_help:
+        from health_ml.cli.help import help_text
+
+        return _print(help_text(command, start_directory=start_directory))
+    return _run_experiment(arguments, command, environment=environment, start_directory=start_directory)
+
+
+def _run_experiment(
+    arguments: list[str], command: CommandLine, *, environment: RunEnvironment, start_directory: Path
+) -> int:
+    from health_ml.cli.console import configure_logging, render_summary
+    from health_ml.cli.draft import read_experiment
+    from health_ml.cli.parse import complete
+
+    draft = read_experiment(command, start_directory=start_directory)
+    # Before the model is imported, because Lightning brings its own handler where there is none.
+    configure_logging(draft.config.log_level, environment.local_rank)
+    parsed = complete(draft, arguments, environment=environment)
+    configure_logging(parsed.experiment_config.log_level, environment.local_rank)
+    if command.is_print_config:
+        from health_ml.cli.show_config import render_config
+
+        return _print(render_config(parsed))
+    from health_ml.backends.in_process import run_in_process
+
+    result = run_in_process(
+        parsed.experiment_config,
+        parsed.container,
+        environment=environment,
+        project_root=start_directory,
+        argv=parsed.argv,
+        sources=parsed.sources,
+    )
+    if environment.is_global_rank_zero:
+        _print(render_summary(result))
+    return result.exit_code
+
+
+def _complete(words: list[str]) -> int:
+    from health_ml.cli.completion import candidates
+
+    return _print("\n".join(candidates(words, folder=_current_directory())))
+
+
+def _current_directory() -> Path:
+    try:
+        return Path.cwd()
+    except FileNotFoundError as error:
+        raise ArgumentsError("The current folder does not exist any more.", "Change to another folder.") from error
+
+
+@contextmanager
+def _restored_process() -> Iterator[None]:
+    """Restores environment variables, working directory, import path and logging at the end."""
+    from health_ml.cli.console import restored_logging
+    from health_ml.environment import restored_environment
+
+    path = list(sys.path)
+    try:
+        folder = os.getcwd()
+    except FileNotFoundError:
+        folder = None
+    try:
+        with restored_environment(), restored_logging():
+            yield
+    finally:
+        sys.path[:] = path
+        if folder is not None and Path(folder).is_dir():
+            os.chdir(folder)
+
+
+def _print(text: str) -> int:
+    """Prints a text and returns the exit code 0, also if nobody reads the end of the text."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def _report(error: HimlError) -> int:
+    if os.environ.get(ENV_FULL_ERROR, "") not in ("", "0"):
+        import traceback
+
+        traceback.print_exception(error)
+    separator = "" if error.message.endswith("\n") else " "
+    _print_error(f"{error.message}{separator}{error.hint}".strip())
+    return error.exit_code
+
+
+def _report_unexpected(error: Exception) -> int:
+    from health_ml.cli.console import format_user_traceback
+
+    is_full = os.environ.get(ENV_FULL_ERROR, "") not in ("", "0")
+    print(format_user_traceback(error, is_full=is_full), file=sys.stderr, end="")
+    _print_error(f"The run failed with {type(error).__name__}, see above.")
+    return EXIT_FAILED
+
+
+def _print_error(text: str) -> None:
+    rank = os.environ.get("LOCAL_RANK", "0")
+    place = f" (process {rank})" if rank not in ("", "0") else ""
+    print(f"himl-runner{place}: {text}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    console_entry_point()
