@@ -34,7 +34,7 @@ from health_ml.training.signals import RunInterrupted, SignalGuard
 from health_ml.training.user_code import describe_exception, user_code
 
 if TYPE_CHECKING:
-    from health_ml.records.mirror import MirrorHandle
+    from health_ml.records.mirror import MirrorHandle, WaitingMirror
     from health_ml.training.runner_base import RunnerBase
 
 logger = logging.getLogger(__name__)
@@ -51,6 +51,7 @@ def run_in_process(
     project_root: Path,
     argv: Sequence[str],
     sources: Mapping[str, str],
+    waiting_mirror: WaitingMirror | None = None,
 ) -> RunResult:
     """Runs the experiment that the container describes, and returns how it ended.
 
@@ -58,6 +59,7 @@ def run_in_process(
     :param project_root: The folder for outputs and the default MLflow store.
     :param argv: The command line, for the record and for the other processes of a distributed training.
     :param sources: Where the value of each parameter comes from, for the record.
+    :param waiting_mirror: A process that is ready to become the mirror of the record.
     :raises HimlError: If something is wrong with the input, or with the user's code; the record says FAILED then.
     """
     project_root = project_root.absolute()
@@ -69,7 +71,7 @@ def run_in_process(
         container.model_name, environment=environment, project_root=project_root, output_to=container.output_to
     )
     container.set_run_paths(paths)
-    run = _Run(experiment_config, container, environment, project_root, argv)
+    run = _Run(experiment_config, container, environment, project_root, argv, waiting_mirror)
     with restored_environment(), run.variables():
         if environment.is_global_rank_zero:
             return run.with_record(sources)
@@ -86,12 +88,14 @@ class _Run:
         environment: RunEnvironment,
         project_root: Path,
         argv: Sequence[str],
+        waiting_mirror: WaitingMirror | None,
     ) -> None:
         self.config = experiment_config
         self.container = container
         self.environment = environment
         self.project_root = project_root
         self.argv = argv
+        self.waiting_mirror = waiting_mirror
         self.paths: RunPaths = container.run_paths
 
     @property
@@ -139,6 +143,7 @@ class _Run:
             run_name=self.container.tag or self.paths.run_id,
             tensorboard_folder=self.paths.lightning_logs,
             project_root=self.project_root,
+            waiting=self.waiting_mirror,
         )
 
     @contextmanager

@@ -93,6 +93,15 @@ def database_path(tracking_uri: str) -> Path | None:
     return Path(unquote(tracking_uri[len(_SQLITE) :].partition("?")[0]))
 
 
+def load_client() -> None:
+    """Imports what :func:`open_client` and a store in a database need, which takes some seconds."""
+    import mlflow.entities
+    import mlflow.store.tracking.sqlalchemy_store
+    from mlflow import MlflowClient
+
+    assert MlflowClient and mlflow.entities
+
+
 def open_client(tracking_uri: str) -> MlflowClient:
     """Returns a client of the store.
 
