@@ -11,9 +11,10 @@ from typing import Any, ClassVar
 
 import param
 from docutils import nodes
-from health_ml.deep_learning_config import parameters_of
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
+
+from health_ml.deep_learning_config import parameters_of
 
 HEADER = ("Flag", "Takes", "Default", "Meaning")
 WIDTHS = (26, 22, 14, 60)
