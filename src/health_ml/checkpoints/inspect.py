@@ -27,6 +27,21 @@ _HEAD_BYTES = 512
 _NAMES_TO_SHOW = 4
 _REFUSED_CLASS = re.compile(r"GLOBAL (\S+)|Trying to load unsupported GLOBAL (\S+)|global `?([\w.]+)`? was not")
 
+_DANGEROUS_MODULES = {
+    "os",
+    "posix",
+    "nt",
+    "sys",
+    "subprocess",
+    "shutil",
+    "socket",
+    "pty",
+    "runpy",
+    "importlib",
+    "ctypes",
+}
+_DANGEROUS_BUILTINS = {"eval", "exec", "compile", "open", "__import__"}
+
 
 class DamagedCheckpointError(CheckpointError):
     """A checkpoint file is incomplete or has changed since it was written."""
@@ -98,6 +113,11 @@ def describe_refusal(path: Path, error: BaseException) -> str:
     classes = refused_classes(path, error)
     if not classes:
         return f"The safe loader of torch refuses {path}: {_first_sentence(error)}"
+    if dangerous := [name for name in classes if _is_dangerous(name)]:
+        return (
+            f"{path} calls {', '.join(dangerous)}, which no checkpoint needs: the file may be an attack. Do not load "
+            "it; ask its author for the weights alone."
+        )
     plural = "classes" if len(classes) > 1 else "class"
     return (
         f"{path} holds objects of the {plural} {', '.join(classes)}, which the safe loader of torch refuses, because "
@@ -119,6 +139,13 @@ def refused_classes(path: Path, error: BaseException) -> list[str]:
                 raise
     match = _REFUSED_CLASS.search(str(error))
     return [next(group for group in match.groups() if group)] if match else []
+
+
+def _is_dangerous(name: str) -> bool:
+    module, _, function = name.rpartition(".")
+    if module == "builtins":
+        return function in _DANGEROUS_BUILTINS
+    return module.partition(".")[0] in _DANGEROUS_MODULES
 
 
 def check_downloaded(path: Path, shown_name: str, *, is_length_known: bool) -> None:

@@ -34,7 +34,7 @@ Trains, validates and tests the model in a LightningContainer.
 NOTES = """\
 Dashes and underscores in flags are the same, and there are no abbreviations. Switches can be given as --flag, \
 --flag=false or --no-flag. Lists have commas: 1,2. None stands for no value where a flag allows it. Every other \
-argument of the Lightning Trainer can be given as --trainer.ARGUMENT=VALUE, for example --trainer.gradient_clip_val=0.5.\
+argument of the Lightning Trainer can be given as --trainer.ARGUMENT=VALUE, like --trainer.gradient_clip_val=0.5.\
 """
 
 WITHOUT_MODEL = "With --model=NAME --help, the parameters of that model are listed too, and its defaults."
