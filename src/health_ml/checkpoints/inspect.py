@@ -25,22 +25,12 @@ _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _RECORD = "data.pkl"
 _HEAD_BYTES = 512
 _NAMES_TO_SHOW = 4
-_REFUSED_CLASS = re.compile(r"GLOBAL (\S+)|Trying to load unsupported GLOBAL (\S+)|global `?([\w.]+)`? was not")
+_REFUSED_CLASS = re.compile(r"GLOBAL (\S+)|global `?([\w.]+)`? was not")
 
-_DANGEROUS_MODULES = {
-    "os",
-    "posix",
-    "nt",
-    "sys",
-    "subprocess",
-    "shutil",
-    "socket",
-    "pty",
-    "runpy",
-    "importlib",
-    "ctypes",
-}
-_DANGEROUS_BUILTINS = {"eval", "exec", "compile", "open", "__import__"}
+_DANGEROUS_MODULES = frozenset(
+    ("os", "posix", "nt", "sys", "subprocess", "shutil", "socket", "pty", "runpy", "importlib", "ctypes")
+)
+_DANGEROUS_BUILTINS = frozenset(("eval", "exec", "compile", "open", "__import__"))
 
 
 class DamagedCheckpointError(CheckpointError):

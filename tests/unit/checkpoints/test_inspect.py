@@ -250,3 +250,12 @@ def test_a_refusal_names_the_class_and_the_way_out(tmp_path: Path) -> None:
     assert "PosixPath" in text
     assert "torch.serialization.add_safe_globals([PosixPath])" in text
     assert "Unsupported" in describe_refusal(tmp_path / "none.ckpt", ValueError("Unsupported thing\nmore"))
+
+
+def test_the_benchmark_measures_what_it_says() -> None:
+    from benchmarks.checkpoint_progress import main
+
+    (row,) = main(tensors=8)
+    assert row.name == "epoch and step of 8 MB"
+    assert 0 < row.value < 5
+    assert row.ratio == pytest.approx(row.baseline / row.value if row.baseline else 0)
