@@ -24,12 +24,10 @@ from health_ml.records.record import RunRecord, RunStatus
 from health_ml.settings import (
     ENV_ATTEMPT,
     ENV_EXPERIMENT_NAME,
-    ENV_MLFLOW_TRACKING_URI,
     ENV_RUN_FOLDER,
     ENV_RUN_ID,
     ENV_START_DIRECTORY,
     ENV_TORCH_DISTRIBUTED_DEBUG,
-    MLFLOW_DATABASE,
 )
 from health_ml.training.result import RunOutcome, RunResult
 from health_ml.training.signals import RunInterrupted, SignalGuard
@@ -40,9 +38,6 @@ if TYPE_CHECKING:
     from health_ml.training.runner_base import RunnerBase
 
 logger = logging.getLogger(__name__)
-
-NO_TRACKING = "none"
-"""Value of ``--tracking_uri`` that turns the mirror in MLflow off."""
 
 MIRROR_SECONDS = 60.0
 """How long the end of a run waits for its mirror; a server that is down does not hold up the user longer."""
@@ -69,7 +64,7 @@ def run_in_process(
     container.num_nodes = experiment_config.num_nodes
     container.runner_mode = experiment_config.mode
     start_directory = environment.start_directory or project_root
-    check_before_start(experiment_config, container, environment=environment, start_directory=start_directory)
+    check_before_start(experiment_config, container, start_directory=start_directory, project_root=project_root)
     paths = create_run_paths(
         container.model_name, environment=environment, project_root=project_root, output_to=container.output_to
     )
@@ -109,14 +104,6 @@ class _Run:
         """Name of the experiment in tracking services."""
         return process_environment().get(ENV_EXPERIMENT_NAME) or self.container.effective_experiment_name
 
-    @property
-    def tracking_uri(self) -> str | None:
-        """The MLflow store or server to mirror to, or None."""
-        uri = self.config.tracking_uri or process_environment().get(ENV_MLFLOW_TRACKING_URI, "")
-        if uri == NO_TRACKING:
-            return None
-        return uri or f"sqlite:///{self.project_root / MLFLOW_DATABASE}"
-
     def facts(self) -> dict[str, Any]:
         """Returns what the record says about the run when it starts."""
         return run_facts(
@@ -147,10 +134,11 @@ class _Run:
 
         return start_mirror(
             record.folder,
-            tracking_uri=self.tracking_uri,
+            tracking_uri=self.config.tracking_uri,
             experiment=self.experiment,
             run_name=self.container.tag or self.paths.run_id,
             tensorboard_folder=self.paths.lightning_logs,
+            project_root=self.project_root,
         )
 
     @contextmanager
@@ -287,10 +275,7 @@ class _RecordedRun:
         state = self._mirror.finish(MIRROR_SECONDS)
         if state.is_complete:
             return ()
-        return (
-            f"The tracking service does not have the whole run yet. Nothing is lost: the command "
-            f"'himl-runner --sync={self._run.paths.run_id}' completes it.",
-        )
+        return (state.message, f"himl-runner --sync={self._run.paths.run_id} completes the mirror.")
 
     def _note_forced_exit(self, interruption: RunInterrupted) -> None:
         self._record.set_status(interruption.status, f"{interruption} It was asked twice, so it exited at once.")

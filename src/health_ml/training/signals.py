@@ -49,7 +49,7 @@ class SignalGuard:
         self._process = os.getpid()
         self._is_deferring = False
         self._received: int | None = None
-        self._count = 0
+        self._ignored_terminations = 0
 
     @property
     def received(self) -> int | None:
@@ -95,11 +95,10 @@ class SignalGuard:
         self._is_deferring = False
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        self._count += 1
         if os.getpid() != self._process:
             self._handle_in_data_loader(number)
             return
-        if self._count > 1:
+        if self._received is not None:
             self._exit_at_once(number)
         self._received = number
         logger.warning(
@@ -114,7 +113,10 @@ class SignalGuard:
         A signal for the whole process group has to leave it alive, because the batch that is trained on may wait
         for it. Its parent ends it by another way; where that fails, by a second SIGTERM.
         """
-        if number == signal.SIGTERM and self._count > 1:
+        if number != signal.SIGTERM:
+            return
+        self._ignored_terminations += 1
+        if self._ignored_terminations > 1:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
 
