@@ -66,11 +66,13 @@ def plain(value: Any, parameter: param.Parameter[Any]) -> Any:
 
 def _yaml(value: Any) -> str:
     text = _dumped(value)
-    return text if text.splitlines() == [text] else _dumped(value, default_style='"')
+    return text if text.splitlines() == [text] else _dumped(value, style='"')
 
 
-def _dumped(value: Any, **style: str) -> str:
-    text: str = yaml.safe_dump(value, default_flow_style=True, width=float("inf"), allow_unicode=True, **style)
+def _dumped(value: Any, style: str | None = None) -> str:
+    text: str = yaml.safe_dump(
+        value, default_style=style, default_flow_style=True, width=float("inf"), allow_unicode=True
+    )
     return text.strip().removesuffix("...").strip()
 
 

@@ -52,3 +52,11 @@ def _trainer_flag(name: str) -> list[str]:
     if "pytorch_lightning" in sys.modules and name not in ARGUMENTS_OF_THE_RUNNER and name in trainer_signature():
         return [TRAINER_PREFIX + name]
     return []
+
+
+def flags_without_effect(names: Iterable[str], *, mode: str) -> list[str]:
+    """Returns one sentence that names the flags that mean nothing next to the one that says what to do."""
+    flags = [f"--{name}" for name in sorted(names)]
+    if not flags:
+        return []
+    return [f"{' and '.join(flags)} {'has' if len(flags) == 1 else 'have'} no effect with {mode}: leave out."]
