@@ -52,7 +52,7 @@ _CERTAIN = (
     (re.compile(r"\beyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]{8,}"), MASK),
 )
 # In a value this is a secret if the name is one; in the text of a program it is most often an ordinary name.
-_ASSIGNMENT = re.compile(r"([\w.-]+)=([^&;\s'\"]+)")
+_ASSIGNMENT = re.compile(r"(?<![\w.-])([\w.-]+)=([^&;\s'\"]+)")
 
 
 def is_secret_name(name: str) -> bool:

@@ -12,9 +12,11 @@ from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
+import requests
 from tests.helpers.http_server import Behaviour, send, serving
 
 from health_ml.checkpoints.download import DownloadLimits, download_checkpoint, file_name_of
+from health_ml.checkpoints.http_answer import check_redirects
 from health_ml.checkpoints.parser import CheckpointParser
 from health_ml.errors import CheckpointError, OutputError
 
@@ -340,3 +342,34 @@ def test_one_process_downloads_while_the_others_wait(tmp_path: Path, body: bytes
 )
 def test_file_names_are_harmless(url: str, name: str) -> None:
     assert file_name_of(url) == name
+
+
+def test_a_server_that_cannot_be_trusted_is_not_asked_again(tmp_path: Path, body: bytes) -> None:
+    with serving(lambda handler, _: send(handler, body)) as server:
+        url = f"{server.url.replace('http:', 'https:')}/m.ckpt"
+        with pytest.raises(CheckpointError, match=r"The download of https://.*/m\.ckpt cannot be trusted: .*SSL"):
+            download_checkpoint(url, tmp_path, PATIENCE)
+        assert server.requests == []
+
+
+@pytest.mark.parametrize(
+    ("hops", "is_refused"),
+    [
+        (["https://a/m", "http://b/m"], True),
+        (["http://a/m", "https://b/m", "http://c/m?sig=SECRET"], True),
+        (["http://a/m", "https://b/m"], False),
+        (["http://a/m", "http://b/m"], False),
+        (["https://a/m"], False),
+    ],
+)
+def test_a_redirect_to_an_unencrypted_address_is_refused(hops: list[str], is_refused: bool) -> None:
+    answers = [requests.Response() for _ in hops]
+    for answer, hop in zip(answers, hops, strict=True):
+        answer.url = hop
+    answers[-1].history = answers[:-1]
+    if not is_refused:
+        check_redirects(answers[-1])
+        return
+    with pytest.raises(CheckpointError, match=r"redirects from https?://a/m to the unencrypted http://\w/m") as caught:
+        check_redirects(answers[-1])
+    assert "SECRET" not in str(caught.value)

@@ -175,6 +175,26 @@ def test_a_file_that_was_cut_off_is_noticed(checkpoint: Path, kept: float) -> No
             check(checkpoint)
 
 
+@pytest.mark.parametrize("content", [b"", bytes(5000)])
+def test_lost_content_is_damage(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "x.ckpt").write_bytes(content)
+    for check in (read_progress, verify):
+        with pytest.raises(DamagedCheckpointError, match=r"it is empty|it begins with zeros"):
+            check(tmp_path / "x.ckpt")
+
+
+def test_an_archive_of_more_than_4_gib_is_found_by_its_second_directory(checkpoint: Path) -> None:
+    content = bytearray(checkpoint.read_bytes())
+    content[-10:-2] = b"\xff" * 8  # torch always writes the ZIP64 records; now only they know where things are
+    checkpoint.write_bytes(content)
+    assert read_progress(checkpoint) == CheckpointProgress(3, 17)
+    verify(checkpoint)
+    content[-98:-42] = bytes(56)
+    checkpoint.write_bytes(content)
+    with pytest.raises(DamagedCheckpointError, match="the pointer to its directory leads nowhere"):
+        read_progress(checkpoint)
+
+
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(data=st.data())
 def test_missing_or_added_bytes_are_noticed_wherever_they_are(checkpoint: Path, data: st.DataObject) -> None:
@@ -205,12 +225,12 @@ def progress_or_error(path: Path) -> CheckpointProgress | CheckpointError:
 
 @settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(data=st.data())
-def test_a_damaged_pickle_ends_in_an_error_of_ours(tmp_path: Path, data: st.DataObject) -> None:
+def test_any_damage_ends_in_an_error_of_ours(tmp_path: Path, data: st.DataObject) -> None:
     buffer = io.BytesIO()
     torch.save(checkpoint_content(), buffer)
     content = bytearray(buffer.getvalue())
     for _ in range(data.draw(st.integers(1, 4))):
-        content[data.draw(st.integers(64, 600))] = data.draw(st.integers(0, 255))
+        content[data.draw(st.integers(64, 600) | st.integers(-200, -1))] = data.draw(st.integers(0, 255))
     path = tmp_path / "x.ckpt"
     path.write_bytes(content)
     outcome = progress_or_error(path)
@@ -250,3 +270,12 @@ def test_a_refusal_names_the_class_and_the_way_out(tmp_path: Path) -> None:
     assert "PosixPath" in text
     assert "torch.serialization.add_safe_globals([PosixPath])" in text
     assert "Unsupported" in describe_refusal(tmp_path / "none.ckpt", ValueError("Unsupported thing\nmore"))
+
+
+def test_the_benchmark_measures_what_it_says() -> None:
+    from benchmarks.checkpoint_progress import main
+
+    (row,) = main(tensors=8)
+    assert row.name == "epoch and step of 8 MB"
+    assert 0 < row.value < 5
+    assert row.ratio == pytest.approx(row.baseline / row.value if row.baseline else 0)
