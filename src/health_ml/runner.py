@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +15,7 @@ from health_ml.settings import ENV_FULL_ERROR
 if TYPE_CHECKING:
     from health_ml.cli.command_line import CommandLine
     from health_ml.environment import RunEnvironment
+    from health_ml.training.result import RunResult
 
 EXIT_INTERRUPTED = 130
 """Exit code after Ctrl-C, as a shell has it: 128 and the number of SIGINT."""
@@ -23,17 +24,18 @@ COMPLETE_WORDS = "--complete_words"
 """First argument of the call that a completion script makes; the words of the command line follow."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, *, on_result: Callable[[RunResult], None] | None = None) -> int:
     """Runs a command line and returns the exit code of the process.
 
     Called from Python, it leaves environment variables, working directory, ``sys.path`` and logging as they were.
 
     :param argv: The arguments after the name of the program. Default: those of this process.
+    :param on_result: Called with the result of a run that came to an end without an error.
     """
     arguments = sys.argv[1:] if argv is None else list(argv)
     with _restored_process():
         try:
-            return _run(arguments)
+            return _run(arguments, on_result)
         except HimlError as error:
             return _report(error)
         except KeyboardInterrupt:
@@ -54,7 +56,7 @@ def console_entry_point() -> None:
     sys.exit(code)
 
 
-def _run(arguments: list[str]) -> int:
+def _run(arguments: list[str], on_result: Callable[[RunResult], None] | None) -> int:
     from health_ml.cli.command_line import read_command_line
 
     if arguments[:1] == [COMPLETE_WORDS]:
@@ -76,12 +78,17 @@ def _run(arguments: list[str]) -> int:
         from health_ml.cli.help import help_text
 
         return _print(help_text(command, start_directory=start_directory))
-    return _run_experiment(arguments, command, environment=environment, start_directory=start_directory)
+    result = _run_experiment(arguments, command, environment=environment, start_directory=start_directory)
+    if result is None:
+        return 0
+    if on_result is not None:
+        on_result(result)
+    return result.exit_code
 
 
 def _run_experiment(
     arguments: list[str], command: CommandLine, *, environment: RunEnvironment, start_directory: Path
-) -> int:
+) -> RunResult | None:
     from health_ml.cli.console import configure_logging, render_summary
     from health_ml.cli.draft import read_experiment
     from health_ml.cli.parse import complete
@@ -94,7 +101,8 @@ def _run_experiment(
     if command.is_print_config:
         from health_ml.cli.show_config import render_config
 
-        return _print(render_config(parsed))
+        _print(render_config(parsed))
+        return None
     from health_ml.backends.in_process import run_in_process
 
     result = run_in_process(
@@ -107,7 +115,7 @@ def _run_experiment(
     )
     if environment.is_global_rank_zero:
         _print(render_summary(result))
-    return result.exit_code
+    return result
 
 
 def _complete(words: list[str]) -> int:

@@ -15,9 +15,9 @@ from health_ml.cli.command_line import read_command_line
 from health_ml.cli.config_file import TRAINER_PREFIX
 from health_ml.cli.draft import Draft, raise_problems, read_experiment
 from health_ml.cli.effects import check_combination
+from health_ml.cli.groups import container_parameters
 from health_ml.cli.loading import (
     call_user_code,
-    container_parameters,
     load_container,
     make_paths_absolute,
     update_experiment_config,

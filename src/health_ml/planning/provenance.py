@@ -34,7 +34,7 @@ class GitState:
     :param root: Top folder of the working tree.
     :param commit: Full hash of the commit that is checked out, or None in a repository without one.
     :param branch: Name of the branch, or None if no branch is checked out.
-    :param is_dirty: True if a tracked file was changed or an untracked one exists.
+    :param is_dirty: True if a tracked file was changed: then the patch is needed too.
     :param remote: URL of ``origin`` without credentials, or None.
     :param untracked: Paths of untracked files (folders end in a slash), which the patch does not contain.
     :param patch: What ``git apply`` needs to get from the commit to the tracked files as they are.
@@ -83,7 +83,7 @@ def read_git_state(folder: Path) -> GitState | None:
         root=root,
         commit=commit,
         branch=branch,
-        is_dirty=has_changes or bool(untracked),
+        is_dirty=has_changes,
         remote=mask_text(_text(remote).strip()) if remote else None,
         untracked=tuple(untracked[:MAX_UNTRACKED]),
         patch=patch,

@@ -21,7 +21,7 @@ def _words(text: str) -> frozenset[str]:
 _ALWAYS_SECRET = _words(
     "password passwords passwd pwd passphrase secret secrets credential credentials apikey sas signature"
 )
-_USUALLY_SECRET = _words("token tokens key keys auth authorization")
+_USUALLY_SECRET = _words("token tokens key keys auth authorization sig accountkey sharedaccesskey")
 _HARMLESS_BEFORE_TOKEN = _words(
     "bos class cls end eos image mask max min new num number pad prefix sep special start stop suffix unk"
 )
@@ -51,16 +51,8 @@ _CERTAIN = (
     ),
     (re.compile(r"\beyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]{8,}"), MASK),
 )
-# In a value these are secrets; in the text of a program they are most often ordinary names.
-_LIKELY = (
-    (
-        re.compile(
-            r"(?i)\b(sig|signature|access_token|refresh_token|token|api[-_]?key|client[-_]?secret|secret|password|passwd"
-            r"|pwd|accountkey)=(?!\*\*\*)[^&;\s'\"]+"
-        ),
-        rf"\1={MASK}",
-    ),
-)
+# In a value this is a secret if the name is one; in the text of a program it is most often an ordinary name.
+_ASSIGNMENT = re.compile(r"(?<![\w.-])([\w.-]+)=([^&;\s'\"]+)")
 
 
 def is_secret_name(name: str) -> bool:
@@ -81,7 +73,7 @@ def is_secret_name(name: str) -> bool:
 
 def mask_text(text: str) -> str:
     """Returns a value with passwords in URLs, signatures, keys and tokens masked."""
-    return _substitute(text, _CERTAIN + _LIKELY)
+    return _ASSIGNMENT.sub(_mask_assignment, mask_program_text(text))
 
 
 def mask_program_text(text: str) -> str:
@@ -89,13 +81,13 @@ def mask_program_text(text: str) -> str:
 
     An expression such as ``login(token=token)`` stays as it is.
     """
-    return _substitute(text, _CERTAIN)
-
-
-def _substitute(text: str, patterns: tuple[tuple[re.Pattern[str], str], ...]) -> str:
-    for pattern, replacement in patterns:
+    for pattern, replacement in _CERTAIN:
         text = pattern.sub(replacement, text)
     return text
+
+
+def _mask_assignment(match: re.Match[str]) -> str:
+    return f"{match[1]}={MASK}" if is_secret_name(match[1]) else match[0]
 
 
 def mask_value(name: str, value: Any) -> Any:

@@ -10,13 +10,14 @@ from enum import Enum
 from pathlib import PurePath
 from typing import Any
 
-from health_ml.planning.secrets import mask_value
+from health_ml.planning.secrets import is_secret_name, mask_arguments, mask_value
 
 MAX_DEPTH = 12
 """Containers nested more deeply are stored as text, which also ends values that contain themselves."""
 
 MAX_REPR_LENGTH = 10_000
 
+_COMMAND_LINES = frozenset({"argv", "command_line"})
 _NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
 
@@ -43,40 +44,40 @@ def encode_value(value: Any, *, name: str = "", is_masked: bool = True, depth: i
     :param name: Name of the parameter: it decides whether the value is a secret.
     :param is_masked: False keeps secrets (for values that are public whatever their name looks like).
     """
-    plain = _plain(value, is_masked=is_masked, depth=depth)
+    if value is None or isinstance(value, bool):
+        return value
+    if depth < MAX_DEPTH and isinstance(value, (Mapping, list, tuple, set, frozenset)):
+        return _encode_container(value, name=name, is_masked=is_masked, depth=depth + 1)
+    plain = _encode_single(value)
     return mask_value(name, plain) if is_masked else plain
 
 
-def _plain(value: Any, *, is_masked: bool, depth: int) -> Any:
-    if value is None or isinstance(value, bool):
-        return value
+def _encode_container(value: Any, *, name: str, is_masked: bool, depth: int) -> Any:
+    # What is in a secret is secret.
+    inherited = name if is_masked and is_secret_name(name) else ""
+    if isinstance(value, Mapping):
+        return {
+            str(_encode_single(key)): encode_value(item, name=inherited or str(key), is_masked=is_masked, depth=depth)
+            for key, item in value.items()
+        }
+    if is_masked and name in _COMMAND_LINES:
+        return mask_arguments([str(argument) for argument in value])
+    items = [encode_value(item, name=inherited, is_masked=is_masked, depth=depth) for item in value]
+    return sorted(items, key=repr) if isinstance(value, (set, frozenset)) else items
+
+
+def _encode_single(value: Any) -> Any:
     if isinstance(value, Enum):
         return value.value if isinstance(value.value, str) else value.name
-    if isinstance(value, (int, float)):
-        return encode_number(value if type(value) in (int, float) else _builtin_number(value))
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float):
+        return encode_number(float(value))
     if isinstance(value, (str, PurePath)):
         return str(value)
     if isinstance(value, date):
         return value.isoformat()
-    if depth < MAX_DEPTH and isinstance(value, (Mapping, list, tuple, set, frozenset)):
-        return _plain_container(value, is_masked=is_masked, depth=depth + 1)
     return _scalar_or_text(value)
-
-
-def _plain_container(value: Any, *, is_masked: bool, depth: int) -> Any:
-    if isinstance(value, Mapping):
-        return {
-            str(_plain(key, is_masked=False, depth=depth)): encode_value(
-                item, name=str(key), is_masked=is_masked, depth=depth
-            )
-            for key, item in value.items()
-        }
-    items = [encode_value(item, is_masked=is_masked, depth=depth) for item in value]
-    return sorted(items, key=repr) if isinstance(value, (set, frozenset)) else items
-
-
-def _builtin_number(value: float) -> float | int:
-    return int(value) if isinstance(value, int) else float(value)
 
 
 def _scalar_or_text(value: Any) -> Any:

@@ -43,19 +43,3 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         return []
     rows = (decode_line(text) for text in data.split(b"\n") if text)
     return [row for row in rows if row is not None]
-
-
-def last_row(path: Path, *, tail_bytes: int = 16384) -> dict[str, Any] | None:
-    """Returns the last row that can be read, without reading a long file from its beginning."""
-    try:
-        with path.open("rb") as file:
-            size = file.seek(0, 2)
-            file.seek(max(0, size - tail_bytes))
-            data = file.read()
-    except FileNotFoundError:
-        return None
-    for text in reversed(data.split(b"\n")):
-        row = decode_line(text) if text else None
-        if row is not None:
-            return row
-    return None

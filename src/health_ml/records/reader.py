@@ -180,6 +180,11 @@ def latest_status(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
     return max(reversed(rows), key=lambda row: row.get("attempt") or 0, default=None)
 
 
+def read_status(record_folder: Path) -> StatusView:
+    """Returns how a run stands."""
+    return status_from_row(latest_status(read_rows(record_folder / RECORD_STATUS_FILE)) or {})
+
+
 def status_from_row(row: dict[str, Any]) -> StatusView:
     """Returns the status on a line, KILLED if it says RUNNING and the process that wrote it is gone."""
     names = RunStatus.__members__

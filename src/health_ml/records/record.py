@@ -183,7 +183,7 @@ class RunRecord:
         temporary = path.with_name(f".{file_name}.{os.getpid()}")
         try:
             descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, _FILE_MODE)
-            with open(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:
+            with open(descriptor, "w", encoding="utf-8", errors="surrogateescape") as file:
                 file.write(text)
             temporary.replace(path)
         except OSError as error:

@@ -1,0 +1,212 @@
+"""The mirror: a process of its own that carries the record to TensorBoard and MLflow while the training goes on.
+
+It reads the files of the record, so the training neither waits for a server nor learns that one is down, and nothing
+is lost if either process dies: ``mirror.json`` says how far it came, and :mod:`health_ml.records.sync` continues.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import health_ml
+from health_ml.environment import process_environment
+from health_ml.records.mirror_state import MirrorProgress, MirrorSettings, MirrorState, mirror_lock
+from health_ml.records.tracking import resolve_tracking_uri
+from health_ml.settings import ENV_MLFLOW_TRACKING_URI, RECORD_MIRROR_LOG_FILE
+
+logger = logging.getLogger(__name__)
+
+NICENESS = 15
+"""On a machine whose processors are all busy, the mirror gets a thirtieth of one."""
+
+_STOP_SECONDS = 3.0
+
+MLFLOW_ENVIRONMENT = {
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    # The mirror has its own patience, and saves how far it came in between.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+}
+"""What MLflow is told where it only serves as a mirror."""
+
+
+class MirrorHandle:
+    """A mirror that was started.
+
+    :param process: Its process, or None if it could not be started.
+    """
+
+    def __init__(self, record_folder: Path, settings: MirrorSettings, process: subprocess.Popen[bytes] | None) -> None:
+        self._folder = record_folder
+        self._settings = settings
+        self._process = process
+
+    @property
+    def process_id(self) -> int | None:
+        """Id of the mirror's process."""
+        return self._process.pid if self._process else None
+
+    def finish(self, timeout_seconds: float) -> MirrorState:
+        """Returns what was achieved, after waiting for the mirror to catch up, at most about this long.
+
+        Write the final status to the record first: the mirror ends when it has carried that over. A mirror that has
+        not caught up in time is stopped, and the state says so.
+        """
+        if self._process is not None:
+            _wake_up(self._process)
+            _wait_or_stop(self._process, timeout_seconds)
+            self._process = None
+        progress = MirrorProgress.load(self._folder)
+        if not progress.message:
+            progress.settings = self._settings.masked()
+            progress.is_complete = False
+            progress.message = (
+                f"The record in {self._folder} is complete, but its mirror in MLflow at "
+                f"{progress.settings['tracking_uri']} was not: see {self._folder / RECORD_MIRROR_LOG_FILE}."
+            )
+        return progress.as_state()
+
+
+def start_mirror(
+    record_folder: Path,
+    *,
+    tracking_uri: str,
+    experiment: str,
+    run_name: str,
+    tensorboard_folder: Path | None,
+    project_root: Path | None = None,
+) -> MirrorHandle:
+    """Returns the mirror of a record after starting it. It ends by itself when the run has ended.
+
+    :param tracking_uri: What the user gave: see :func:`resolve_tracking_uri`.
+    :param tensorboard_folder: Where the TensorBoard event files go, or None for none.
+    :param project_root: Folder of the default store, by default the working directory.
+    :raises ArgumentsError: If there is no such kind of tracking store.
+    """
+    record_folder = record_folder.absolute()
+    environ = process_environment()
+    settings = MirrorSettings(
+        tracking_uri=resolve_tracking_uri(tracking_uri, environ=environ, project_root=project_root or Path.cwd()),
+        experiment=experiment,
+        run_name=run_name,
+        tensorboard_folder=str(tensorboard_folder.absolute()) if tensorboard_folder else "",
+    )
+    try:
+        process = _start_process(record_folder, settings, environ)
+    except OSError as error:
+        logger.warning("The mirror cannot be started: %s. The record is not affected.", error)
+        process = None
+    return MirrorHandle(record_folder, settings, process)
+
+
+def _start_process(record_folder: Path, settings: MirrorSettings, environ: dict[str, str]) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "health_ml.records.mirror", str(record_folder), json.dumps(settings.masked())]
+    with (record_folder / RECORD_MIRROR_LOG_FILE).open("ab") as log:
+        return subprocess.Popen(
+            command,
+            # Where no file of the user can hide a module of the standard library.
+            cwd=record_folder,
+            # The address may contain a password: the environment of a process is private, its command line is not.
+            env={
+                **environ,
+                **MLFLOW_ENVIRONMENT,
+                **_import_path(environ),
+                ENV_MLFLOW_TRACKING_URI: settings.tracking_uri,
+            },
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=log,
+            # Ctrl-C in the terminal ends the training; the mirror still has to carry over how it ended.
+            start_new_session=True,
+        )
+
+
+def _import_path(environ: dict[str, str]) -> dict[str, str]:
+    """Returns the variable that lets a process find this package where it is not installed."""
+    source = Path(health_ml.__file__).absolute().parent.parent
+    if source.name in ("site-packages", "dist-packages"):
+        return {}
+    paths = [str(source), *(os.path.abspath(path) for path in environ.get("PYTHONPATH", "").split(os.pathsep) if path)]
+    return {"PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}
+
+
+def _wake_up(process: subprocess.Popen[bytes]) -> None:
+    assert process.stdin is not None
+    try:
+        # A byte besides the end of the file: workers that the training has forked may keep the pipe open.
+        process.stdin.write(b"\n")
+        process.stdin.close()
+    except OSError:  # it has ended already
+        logger.debug("The mirror has ended before it was asked to.")
+
+
+def _wait_or_stop(process: subprocess.Popen[bytes], timeout_seconds: float) -> None:
+    try:
+        process.wait(timeout_seconds)
+    except subprocess.TimeoutExpired:
+        process.terminate()
+        try:
+            process.wait(_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+class _Waiter:
+    """Waits, and stops waiting when the training closes its end of the pipe or ends."""
+
+    def __init__(self) -> None:
+        self._is_open = True
+
+    def __call__(self, seconds: float) -> None:
+        if not self._is_open:
+            time.sleep(seconds)
+            return
+        readable, _, _ = select.select([sys.stdin], [], [], seconds)
+        self._is_open = not (readable and os.read(sys.stdin.fileno(), 64) == b"")
+
+
+def main() -> None:
+    """Mirrors the record that the command line names, until the run has ended."""
+    parser = argparse.ArgumentParser(description="Mirrors the record of a run to TensorBoard and MLflow.")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("settings", type=json.loads)
+    arguments = parser.parse_args()
+    os.nice(NICENESS)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    settings = MirrorSettings(**arguments.settings)
+    uri = process_environment().get(ENV_MLFLOW_TRACKING_URI) or settings.tracking_uri
+    mirror_until_end(arguments.folder, MirrorSettings(**{**asdict(settings), "tracking_uri": uri}))
+    logging.shutdown()
+    # Tearing down the modules that MLflow has loaded takes longer than all that is left to do.
+    os._exit(0)
+
+
+def mirror_until_end(record_folder: Path, settings: MirrorSettings) -> None:
+    """Mirrors a record until its run has ended. While another mirror is at work, waits for that one to end."""
+    from health_ml.records.mirror_loop import MirrorLoop
+
+    wait = _Waiter()
+    while True:
+        with mirror_lock(record_folder) as is_mine:
+            if is_mine:
+                loop = MirrorLoop(record_folder, settings, wait=wait)
+                signal.signal(signal.SIGTERM, loop.request_stop)
+                loop.run()
+                return
+        wait(1.0)
+
+
+if __name__ == "__main__":
+    main()

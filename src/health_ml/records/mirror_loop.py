@@ -1,0 +1,233 @@
+"""The work of the mirror: repeats until the run has ended and everything is mirrored, or nothing helps any more."""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from health_ml.errors import OutputError
+from health_ml.planning.secrets import mask_text
+from health_ml.records.lines import read_lines
+from health_ml.records.mirror_state import MirrorProgress, MirrorSettings, MirrorState
+from health_ml.records.mlflow_store import is_permanent
+from health_ml.records.reader import RecordView, StatusView, read_status
+from health_ml.records.record import RunRecord, RunStatus
+from health_ml.records.sinks import MlflowSink, TensorBoardSink
+from health_ml.records.tracking import NO_TRACKING
+from health_ml.settings import RECORD_METRICS_FILE
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long the mirror waits for what.
+
+    :param poll_seconds: Between two looks at the record.
+    :param longest_pause: Longest time between two tries while a server does not answer.
+    :param unreachable_seconds: After the end of the run, for a server that does not answer.
+    :param catch_up_seconds: After the end of the run, for a server that is slow.
+    :param stop_seconds: For the end of the run, after the mirror was asked to stop.
+    """
+
+    poll_seconds: float = 1.0
+    longest_pause: float = 30.0
+    unreachable_seconds: float = 10.0
+    catch_up_seconds: float = 600.0
+    stop_seconds: float = 20.0
+
+
+class MirrorLoop:
+    """Mirrors one record. Only one may be at work per record: hold the lock.
+
+    :param settings: Where to, with credentials.
+    :param wait: Waits up to some seconds, and returns early if there is a reason to look at once.
+    :param patience: How long to wait for what.
+    """
+
+    def __init__(
+        self,
+        record_folder: Path,
+        settings: MirrorSettings,
+        *,
+        wait: Callable[[float], None],
+        patience: Patience | None = None,
+    ) -> None:
+        self._folder = record_folder
+        self._wait = wait
+        self._patience = patience or Patience()
+        self._progress = MirrorProgress.load(record_folder)
+        self._forget_other_store(settings)
+        self._progress.settings = settings.masked()
+        self._progress.is_complete, self._progress.message = False, ""
+        self._tensorboard: TensorBoardSink | None = None
+        self._mlflow: MlflowSink | None = None
+        if settings.tensorboard_folder:
+            self._tensorboard = TensorBoardSink(record_folder, Path(settings.tensorboard_folder), self._progress)
+        if settings.tracking_uri != NO_TRACKING:
+            self._mlflow = MlflowSink(record_folder, settings, self._progress)
+        self._error: Exception | None = None
+        self._tensorboard_error: OSError | None = None
+        self._was_tried = False
+        self._is_final = False
+        self._failures = 0
+        self._next_try = 0.0
+        self._ended_at: float | None = None
+        self._stop_at: float | None = None
+
+    def request_stop(self, *_: object) -> None:
+        """Asks the loop to end as soon as the run has ended, or soon in any case."""
+        self._stop_at = time.monotonic() + self._patience.stop_seconds
+
+    def run(self) -> MirrorState:
+        """Returns what was achieved when there is nothing more to do."""
+        try:
+            while True:
+                status = self.push()
+                if self._is_at_end(status):
+                    return self._close(status)
+                self._wait(self._pause())
+        finally:
+            if self._tensorboard is not None:
+                self._tensorboard.close()
+
+    def run_once(self) -> MirrorState:
+        """Returns what was achieved by carrying over what is there now, with a few tries."""
+        for _ in range(3):
+            status = self.push()
+            if self._error is None or self._is_hopeless():
+                break
+            self._wait(max(0.0, self._next_try - time.monotonic()))
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+        return self._close(status)
+
+    def push(self) -> StatusView:
+        """Returns how the run stands, after carrying over what was in the record before."""
+        status = self._read_status()
+        self._is_final = status.status.is_final
+        if self._tensorboard is not None:
+            self._try_tensorboard(self._tensorboard)
+        self._was_tried = self._mlflow is not None and time.monotonic() >= self._next_try
+        if self._was_tried:
+            self._try_mlflow(status)
+        return status
+
+    def _try_tensorboard(self, tensorboard: TensorBoardSink) -> None:
+        try:
+            tensorboard.push(self._save)
+            self._tensorboard_error = None
+        except OSError as error:
+            if self._tensorboard_error is None:
+                logger.warning("Cannot write the TensorBoard event file: %s", error)
+            self._tensorboard_error = error
+            tensorboard.reset()
+
+    def _try_mlflow(self, status: StatusView) -> None:
+        assert self._mlflow is not None
+        try:
+            self._mlflow.push(status, self._save_or_stop)
+        except Exception as error:  # whatever a server does, the record is safe and can be mirrored later
+            if str(error) != str(self._error):
+                logger.warning("MLflow: %s", mask_text(str(error)), exc_info=self._failures == 0)
+            self._error = error
+            self._failures += 1
+            self._progress.message = self._message(status, self._mlflow.dropped)
+            self._save()
+            longest = 2.0 if self._is_final else self._patience.longest_pause
+            pause = min(longest, 0.5 * 2 ** min(self._failures, 10)) * random.uniform(0.8, 1.2)  # noqa: S311
+            self._next_try = time.monotonic() + pause
+        else:
+            if self._error is not None:
+                logger.info("MLflow answers again.")
+            self._error, self._failures = None, 0
+
+    def _read_status(self) -> StatusView:
+        status = read_status(self._folder)
+        if status.is_derived:
+            # On another machine nobody could tell that the process is gone: say it in the record.
+            record = RunRecord(self._folder, run_id=RecordView(self._folder).run_id, attempt=status.attempt)
+            try:
+                record.set_status(RunStatus.KILLED, status.message)
+            except OutputError as error:
+                logger.warning("%s", error)
+            record.close()
+        return status
+
+    def _is_at_end(self, status: StatusView) -> bool:
+        now = time.monotonic()
+        if not self._folder.is_dir():
+            return True
+        if not status.status.is_final:
+            self._ended_at = None
+            return self._stop_at is not None and now > self._stop_at
+        if self._ended_at is None:
+            self._ended_at = now
+            if self._mlflow is not None and not self._was_tried:
+                self._next_try = 0.0
+                return False
+        if self._error is None:
+            return True
+        waited = now - self._ended_at
+        is_unreachable = self._failures >= 3 and waited > self._patience.unreachable_seconds
+        is_too_long = waited > self._patience.catch_up_seconds or self._stop_at is not None
+        return self._is_hopeless() or is_unreachable or is_too_long
+
+    def _is_hopeless(self) -> bool:
+        return self._error is not None and is_permanent(self._error)
+
+    def _pause(self) -> float:
+        if self._ended_at is None:
+            return self._patience.poll_seconds
+        return max(0.05, min(self._patience.poll_seconds, self._next_try - time.monotonic()))
+
+    def _close(self, status: StatusView) -> MirrorState:
+        dropped = self._mlflow.dropped if self._mlflow else []
+        has_all = self._error is None and self._tensorboard_error is None
+        self._progress.is_complete = has_all and status.status.is_final
+        self._progress.message = self._message(status, dropped)
+        self._save()
+        logger.info("%s", self._progress.message)
+        return self._progress.as_state()
+
+    def _message(self, status: StatusView, dropped: list[str]) -> str:
+        uri = self._progress.settings["tracking_uri"]
+        if self._error is not None:
+            position = self._progress.positions.get(RECORD_METRICS_FILE, 0)
+            missing = len(read_lines(self._folder / RECORD_METRICS_FILE, position))
+            reason = mask_text(str(self._error)).strip().split("\n")[0][:300]
+            return (
+                f"The record in {self._folder} is complete, but MLflow at {uri} lacks its last {missing} rows of "
+                f"metrics and the status: {reason} Catch up with: himl-runner --sync={RecordView(self._folder).run_id}"
+            )
+        if self._tensorboard_error is not None:
+            return f"The TensorBoard event file could not be written: {self._tensorboard_error}."
+        if self._mlflow is None:
+            return "Not mirrored to MLflow (--tracking_uri=none)."
+        note = f" It refused to store {', '.join(dropped[:10])}: see the record." if dropped else ""
+        state = "Mirrored" if status.status.is_final else "Mirrored what there is so far"
+        return f"{state} to MLflow at {uri}.{note}"
+
+    def _forget_other_store(self, settings: MirrorSettings) -> None:
+        """Starts from the beginning in a store that is not the one that the positions are about."""
+        before = self._progress.settings.get("tracking_uri", "")
+        if before and before != settings.masked()["tracking_uri"]:
+            self._progress.mlflow_run_id = None
+            self._progress.positions, self._progress.documents, self._progress.final_status = {}, {}, ""
+
+    def _save_or_stop(self) -> None:
+        """Saves how far MLflow came; interrupts a slow server if the mirror was asked to stop."""
+        self._save()
+        if self._stop_at is not None and self._is_final:
+            raise TimeoutError("the mirror was stopped before MLflow had caught up.")
+
+    def _save(self) -> None:
+        try:
+            self._progress.save(self._folder)
+        except OSError as error:
+            # A full disk: the next one to continue asks the server what it has.
+            logger.warning("Cannot write how far the mirror came: %s", error)

@@ -1,0 +1,344 @@
+"""The MLflow side of the mirror: opens a store without races, and writes a run within the limits of every server.
+
+``mlflow`` takes more than a second to import: this module belongs into the process of the mirror, or into a command
+that waits for it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import logging
+import math
+import os
+import posixpath
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import unquote
+
+from health_ml.environment import working_directory
+from health_ml.errors import HimlError, RunNotFoundError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+logger = logging.getLogger(__name__)
+
+# The limits of MLflow 3: mlflow/utils/validation.py.
+MAX_METRICS = 1000
+MAX_PARAMS_OR_TAGS = 100
+MAX_PARAM_LENGTH = 6000
+MAX_TAG_LENGTH = 8000
+MAX_NAME_LENGTH = 250
+MAX_REQUEST_CHARACTERS = 400_000
+"""A request may have 1 MB; a character may take up to four bytes in it, few do."""
+OLD_SERVER_LENGTH = 250
+"""What servers before MLflow 1.28 accept as the value of a parameter."""
+
+MAX_REFUSED = 20
+"""Values of one batch that a server may refuse before the run as a whole counts as refused."""
+
+RUN_ID_TAG = "himl.run_id"
+_SQLITE = "sqlite:///"
+_FORBIDDEN_IN_NAME = re.compile(r"[^\w./ :-]")
+# Error codes that another try cannot heal.
+_PERMANENT = frozenset(
+    {
+        "BAD_REQUEST",
+        "CUSTOMER_UNAUTHORIZED",
+        "ENDPOINT_NOT_FOUND",
+        "FEATURE_DISABLED",
+        "INVALID_PARAMETER_VALUE",
+        "INVALID_STATE",
+        "NOT_FOUND",
+        "NOT_IMPLEMENTED",
+        "PERMISSION_DENIED",
+        "RESOURCE_DOES_NOT_EXIST",
+        "UNAUTHENTICATED",
+    }
+)
+_REFUSED_VALUE = frozenset({"INVALID_PARAMETER_VALUE", "BAD_REQUEST"})
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Point:
+    """One value of one metric.
+
+    :param name: Name of the metric, in characters that MLflow allows.
+    :param timestamp: Milliseconds since 1970-01-01 UTC.
+    """
+
+    name: str
+    value: float
+    timestamp: int
+    step: int
+
+
+def is_permanent(error: BaseException) -> bool:
+    """Returns True if it makes no sense to try again what raised this error."""
+    return getattr(error, "error_code", None) in _PERMANENT or isinstance(error, (ImportError, HimlError))
+
+
+def database_path(tracking_uri: str) -> Path | None:
+    """Returns the file of an SQLite store, or None for any other store."""
+    if not tracking_uri.startswith(_SQLITE):
+        return None
+    return Path(unquote(tracking_uri[len(_SQLITE) :].partition("?")[0]))
+
+
+def open_client(tracking_uri: str) -> MlflowClient:
+    """Returns a client of the store.
+
+    An SQLite store that does not exist is made under a lock and appears complete or not at all: of several processes
+    that start at once, one makes it and the others wait.
+    """
+    from mlflow import MlflowClient
+
+    database = database_path(tracking_uri)
+    if database is None:
+        return MlflowClient(tracking_uri)
+    if not database.exists():
+        _create_database(database)
+    # Relative to the working directory, MLflow chooses the folder for artifacts: it has to lie beside the database.
+    with working_directory(database.parent):
+        client = MlflowClient(tracking_uri)
+        client.search_experiments(max_results=1)
+    return client
+
+
+def _create_database(database: Path) -> None:
+    from mlflow import MlflowClient
+
+    database.parent.mkdir(parents=True, exist_ok=True)
+    with file_lock(database.with_name(f".{database.name}.lock")):
+        if database.exists():
+            return
+        temporary = database.with_name(f".{database.name}.new")
+        temporary.unlink(missing_ok=True)
+        with working_directory(database.parent):
+            MlflowClient(f"{_SQLITE}{temporary}").search_experiments(max_results=1)
+        _move_without_overwriting(temporary, database)
+
+
+def _move_without_overwriting(source: Path, target: Path) -> None:
+    """Moves a file, unless the target exists: another program that knows nothing of our lock may have made it."""
+    try:
+        os.link(source, target)
+    except FileExistsError:
+        logger.info("Another program has made %s.", target)
+    except OSError:  # a file system without hard links
+        source.rename(target)
+        return
+    source.unlink()
+
+
+@contextmanager
+def file_lock(path: Path) -> Iterator[None]:
+    """Holds the lock on a file. The system releases it when the process ends, however it ends."""
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def clean_name(name: str) -> str:
+    """Returns the name with what MLflow refuses replaced, and shortened with a hash if it is too long."""
+    cleaned = posixpath.normpath(_FORBIDDEN_IN_NAME.sub("_", name).strip("/ ") or "_")
+    cleaned = cleaned.replace("../", "__/") if cleaned.startswith("..") else cleaned
+    cleaned = "_" if cleaned in (".", "..") else cleaned
+    return shortened(cleaned, MAX_NAME_LENGTH)
+
+
+def shortened(text: str, length: int) -> str:
+    """Returns the text, cut to the length with a hash of the whole at the end if it is longer."""
+    if len(text) <= length:
+        return text
+    note = f"… sha256 {hashlib.sha256(text.encode(errors='replace')).hexdigest()[:16]}"
+    if length == MAX_NAME_LENGTH:
+        note = note.replace("… sha256 ", "_")
+    return text[: length - len(note)] + note
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Returns nested parameters as flat ones (``optimizer/lr``), each value as text."""
+    flat: dict[str, str] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value:
+            flat.update(flatten(value, f"{prefix}{name}/"))
+        else:
+            flat[f"{prefix}{name}"] = json.dumps(value) if isinstance(value, (list, dict)) else str(value)
+    return flat
+
+
+class MlflowRun:
+    """A run in an MLflow store.
+
+    :param client: Client of the store.
+    :param run_id: Id that MLflow gave to the run.
+    """
+
+    def __init__(self, client: MlflowClient, run_id: str) -> None:
+        self.client = client
+        self.run_id = run_id
+        self.dropped: list[str] = []
+        self._params: dict[str, str] | None = None
+
+    @classmethod
+    def find(cls, client: MlflowClient, run_id: str) -> MlflowRun:
+        """Returns the run that MLflow knows by this id.
+
+        :raises RunNotFoundError: If it was deleted; MLflow raises an error of its own if it never existed.
+        """
+        if client.get_run(run_id).info.lifecycle_stage != "active":
+            raise RunNotFoundError(
+                f"The run {run_id} was deleted in MLflow.", f"Restore it with: mlflow runs restore --run-id {run_id}"
+            )
+        return cls(client, run_id)
+
+    @classmethod
+    def find_or_create(
+        cls, client: MlflowClient, *, experiment: str, himl_run_id: str, run_name: str, start_time: float
+    ) -> MlflowRun:
+        """Returns the run with this id of ours in the experiment; both are made if they are missing."""
+        experiment_id = _experiment_id(client, experiment)
+        quoted = himl_run_id.replace('"', "")
+        found = client.search_runs([experiment_id], filter_string=f'tags.`{RUN_ID_TAG}` = "{quoted}"', max_results=1)
+        if found:
+            return cls(client, found[0].info.run_id)
+        run = client.create_run(
+            experiment_id, start_time=int(start_time * 1000) or None, tags={RUN_ID_TAG: quoted}, run_name=run_name
+        )
+        return cls(client, run.info.run_id)
+
+    def log_points(self, points: Sequence[Point], *, is_uncertain: bool) -> None:
+        """Stores values of metrics.
+
+        :param is_uncertain: True if some of them may be there already: then the store is asked first.
+        """
+        from mlflow.entities import Metric
+
+        known = self._known_points({point.name for point in points}) if is_uncertain else set()
+        missing = [point for point in points if _fingerprint(point) not in known]
+        for batch in _batches(missing, MAX_METRICS):
+            metrics = [Metric(point.name, point.value, point.timestamp, point.step) for point in batch]
+            self._send(metrics, lambda items: self.client.log_batch(self.run_id, metrics=items, synchronous=True))
+
+    def log_params(self, values: Mapping[str, Any]) -> None:
+        """Stores parameters. MLflow allows no changes: a changed value goes into the tag ``himl.changed.<name>``."""
+        from mlflow.entities import Param
+
+        if self._params is None:
+            self._params = dict(self.client.get_run(self.run_id).data.params)
+        new: dict[str, str] = {}
+        changed: dict[str, str] = {}
+        for name, text in flatten(values).items():
+            name, text = clean_name(name), shortened(text, MAX_PARAM_LENGTH)
+            before = self._params.get(name)
+            if before is None:
+                new[name] = text
+            elif before != text and before != shortened(text, OLD_SERVER_LENGTH):
+                changed[f"himl.changed.{name}"] = text
+        params = [Param(name, text) for name, text in new.items()]
+        for batch in _batches(params, MAX_PARAMS_OR_TAGS):
+            self._send(batch, lambda items: self.client.log_batch(self.run_id, params=items, synchronous=True))
+        self._params.update(new)
+        self.log_tags(changed)
+
+    def log_tags(self, tags: Mapping[str, Any]) -> None:
+        """Stores tags; a later value replaces an earlier one."""
+        from mlflow.entities import RunTag
+
+        flat = flatten(tags)
+        items = [RunTag(clean_name(name), shortened(text, MAX_TAG_LENGTH)) for name, text in flat.items()]
+        for batch in _batches(items, MAX_PARAMS_OR_TAGS):
+            self._send(batch, lambda some: self.client.log_batch(self.run_id, tags=some, synchronous=True))
+
+    def log_file(self, path: Path) -> None:
+        """Stores a file of the record as an artifact in the folder ``run``."""
+        self.client.log_artifact(self.run_id, str(path), artifact_path="run")
+
+    def set_status(self, status: str, *, end_time: float | None) -> None:
+        """Sets the status of the run; with an end time the run has ended."""
+        if end_time is None:
+            self.client.update_run(self.run_id, status=status)
+        else:
+            self.client.set_terminated(self.run_id, status=status, end_time=int(end_time * 1000))
+
+    def _send(self, items: list[Any], send: Callable[[list[Any]], object]) -> None:
+        """Sends items; if the server refuses some of them, sends the others and notes which are missing.
+
+        :raises Exception: If it refuses more than a few: then something else than the items is wrong.
+        """
+        refused: dict[str, Exception] = {}
+        self._send_parts(items, send, refused)
+        for name, error in refused.items():
+            logger.warning("MLflow refused %s: %s", name, error)
+        self.dropped.extend(name for name in refused if name not in self.dropped)
+
+    def _send_parts(self, items: list[Any], send: Callable[[list[Any]], object], refused: dict[str, Exception]) -> None:
+        try:
+            send(items)
+        except Exception as error:
+            if getattr(error, "error_code", None) not in _REFUSED_VALUE or len(refused) >= MAX_REFUSED:
+                raise
+            text = getattr(items[0], "value", None)
+            if len(items) > 1:
+                middle = len(items) // 2
+                self._send_parts(items[:middle], send, refused)
+                self._send_parts(items[middle:], send, refused)
+            elif isinstance(text, str) and len(text) > OLD_SERVER_LENGTH:
+                short = type(items[0])(items[0].key, shortened(text, OLD_SERVER_LENGTH))
+                self._send_parts([short], send, refused)
+            else:
+                refused[items[0].key] = error
+
+    def _known_points(self, names: set[str]) -> set[tuple[str, int, int, str]]:
+        return {
+            _fingerprint(Point(metric.key, metric.value, metric.timestamp, metric.step))
+            for name in names
+            for metric in self.client.get_metric_history(self.run_id, name)
+        }
+
+
+def _experiment_id(client: MlflowClient, name: str) -> str:
+    """Returns the id of an experiment, which is made if it is missing, also if several processes do so at once."""
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
+        try:
+            return str(client.create_experiment(name))
+        except Exception as error:
+            if getattr(error, "error_code", None) != "RESOURCE_ALREADY_EXISTS":
+                raise
+            experiment = client.get_experiment_by_name(name)
+            if experiment is None:
+                raise
+    return str(experiment.experiment_id)
+
+
+def _fingerprint(point: Point) -> tuple[str, int, int, str]:
+    """Returns what tells a point apart, with the value as MLflow stores it: infinity becomes the largest number."""
+    value = point.value
+    if math.isinf(value):
+        value = math.copysign(1.7976931348623157e308, value)
+    return point.name, point.timestamp, point.step, repr(float(value))
+
+
+def _batches(items: Sequence[Item], count: int) -> Iterator[list[Item]]:
+    """Yields the items in lists of at most ``count``, and of not too many characters."""
+    batch: list[Item] = []
+    characters = 0
+    for item in items:
+        size = len(str(getattr(item, "value", ""))) + MAX_NAME_LENGTH
+        if batch and (len(batch) == count or characters + size > MAX_REQUEST_CHARACTERS):
+            yield batch
+            batch, characters = [], 0
+        batch.append(item)
+        characters += size
+    if batch:
+        yield batch

@@ -1,0 +1,69 @@
+"""Carries over what the mirror of a run has missed: a server was down, or the machine had no network."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from health_ml.environment import environment_variables, process_environment
+from health_ml.errors import ArgumentsError, BackendError
+from health_ml.planning.secrets import MASK, mask_text
+from health_ml.records.mirror import MLFLOW_ENVIRONMENT
+from health_ml.records.mirror_loop import MirrorLoop
+from health_ml.records.mirror_state import MirrorProgress, MirrorSettings, MirrorState, mirror_lock
+from health_ml.records.reader import read_record
+from health_ml.records.tracking import resolve_tracking_uri
+from health_ml.settings import ENV_MLFLOW_TRACKING_URI, RECORD_RUN_DOCUMENT
+
+
+def sync(record_folder: Path, *, tracking_uri: str = "", project_root: Path | None = None) -> MirrorState:
+    """Returns what was achieved after carrying over everything that the mirrors of a record lack.
+
+    Doing so twice changes nothing.
+
+    :param record_folder: Folder of the record, or the run folder.
+    :param tracking_uri: Another store than the one that the run was mirrored to.
+    :param project_root: Folder of the default store, by default the working directory.
+    :raises RunNotFoundError: If there is no record.
+    :raises BackendError: If the mirror of the run is still at work.
+    :raises ArgumentsError: If the address of the store contained a password, which the record does not keep.
+    """
+    folder = read_record(record_folder).folder.absolute()
+    settings = _settings(folder, tracking_uri, project_root or Path.cwd())
+    with mirror_lock(folder) as is_mine:
+        if not is_mine:
+            raise BackendError(
+                f"The mirror of the run in {folder} is at work.",
+                "It carries everything over by itself; try again when the run has ended.",
+            )
+        with environment_variables({**MLFLOW_ENVIRONMENT, ENV_MLFLOW_TRACKING_URI: settings.tracking_uri}):
+            return MirrorLoop(folder, settings, wait=time.sleep).run_once()
+
+
+def _settings(folder: Path, tracking_uri: str, project_root: Path) -> MirrorSettings:
+    saved = MirrorProgress.load(folder).settings
+    run = read_record(folder).document(RECORD_RUN_DOCUMENT)
+    run_id = str(run.get("run_id") or folder.parent.name)
+    environ = process_environment()
+    return MirrorSettings(
+        tracking_uri=resolve_tracking_uri(
+            tracking_uri or _saved_uri(saved.get("tracking_uri", ""), environ.get(ENV_MLFLOW_TRACKING_URI, "")),
+            environ=environ,
+            project_root=project_root,
+        ),
+        experiment=saved.get("experiment") or str(run.get("experiment") or run.get("model") or "himl"),
+        run_name=saved.get("run_name") or run_id,
+        tensorboard_folder=saved.get("tensorboard_folder", ""),
+    )
+
+
+def _saved_uri(saved: str, in_environment: str) -> str:
+    """Returns the address that the run was mirrored to, with the credentials that the environment has for it."""
+    if MASK not in saved:
+        return saved
+    if mask_text(in_environment) == saved:
+        return in_environment
+    raise ArgumentsError(
+        f"The run was mirrored to {saved}, and the record does not keep passwords.",
+        f"Set {ENV_MLFLOW_TRACKING_URI} to the full address.",
+    )

@@ -1,0 +1,43 @@
+"""Which MLflow store a run is mirrored to. Loads nothing heavy: the command line checks the address with it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from health_ml.errors import ArgumentsError
+from health_ml.settings import ENV_MLFLOW_TRACKING_URI, MLFLOW_DATABASE
+
+NO_TRACKING = "none"
+"""Tracking address that stands for no mirror in MLflow."""
+
+_SQLITE = "sqlite:///"
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]+:", re.IGNORECASE)
+_WITHOUT_SCHEME = frozenset({"databricks", "databricks-uc", "uc"})
+
+
+def resolve_tracking_uri(tracking_uri: str, *, environ: Mapping[str, str], project_root: Path) -> str:
+    """Returns the address of the MLflow store to mirror to, independent of the working directory, or ``none``.
+
+    :param tracking_uri: What the user gave; empty: MLFLOW_TRACKING_URI, else an SQLite file in the project root.
+    :raises ArgumentsError: If MLflow has no store of that kind.
+    """
+    given, source = tracking_uri.strip(), "--tracking_uri"
+    if not given:
+        given, source = environ.get(ENV_MLFLOW_TRACKING_URI, "").strip(), ENV_MLFLOW_TRACKING_URI
+    if not given:
+        return f"{_SQLITE}{(project_root / MLFLOW_DATABASE).absolute()}"
+    if given.lower() == NO_TRACKING:
+        return NO_TRACKING
+    if given.startswith(_SQLITE):
+        path, mark, options = given[len(_SQLITE) :].partition("?")
+        return f"{_SQLITE}{(project_root / path).absolute()}{mark}{options}"
+    is_folder = given.startswith("file:") or not (_SCHEME.match(given) or given in _WITHOUT_SCHEME)
+    if not is_folder or environ.get("MLFLOW_ALLOW_FILE_STORE", "").lower() in ("1", "true"):
+        return given if not is_folder or given.startswith("file:") else (project_root / given).absolute().as_uri()
+    database = Path(given.removeprefix("file://")).with_suffix(".db")
+    raise ArgumentsError(
+        f"{source}={given}: MLflow no longer writes to folders.",
+        f"Give a database ({_SQLITE}{database}), a server (https://…), or 'none' for no mirror in MLflow.",
+    )
