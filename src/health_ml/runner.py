@@ -78,6 +78,10 @@ def _run(arguments: list[str], on_result: Callable[[RunResult], None] | None) ->
         from health_ml.cli.help import help_text
 
         return _print(help_text(command, start_directory=start_directory))
+    if command.sync:
+        from health_ml.cli.sync_run import sync_run
+
+        return _print(sync_run(command, start_directory=start_directory))
     result = _run_experiment(arguments, command, environment=environment, start_directory=start_directory)
     if result is None:
         return 0

@@ -29,6 +29,7 @@ from health_ml.settings import (
     ENV_START_DIRECTORY,
     ENV_TORCH_DISTRIBUTED_DEBUG,
 )
+from health_ml.training.effective import check_effective
 from health_ml.training.result import RunOutcome, RunResult
 from health_ml.training.signals import RunInterrupted, SignalGuard
 from health_ml.training.user_code import describe_exception, user_code
@@ -234,6 +235,7 @@ class _RecordedRun:
                 self._open(sources)
                 runner = self._run.runner(self._record, self._guard)
                 runner.on_rank_failed = self._note_failed_rank
+                runner.on_model_created = lambda: check_effective(self._run.container, sources)
                 outcome = runner.run()
                 self._guard.start_deferring()
             except RunInterrupted as interruption:

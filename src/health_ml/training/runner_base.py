@@ -67,6 +67,7 @@ class RunnerBase:
         self.guard = guard or SignalGuard()
         self.source_checkpoint: Path | None = None
         self.on_rank_failed: Callable[[int, int], None] = lambda rank, code: None
+        self.on_model_created: Callable[[], None] = lambda: None
 
     def run(self) -> RunOutcome:
         """Does everything that was asked for, and returns what came out."""
@@ -87,6 +88,7 @@ class RunnerBase:
             self.container.setup()
         with user_code(self.container, "create_model", "It has to return a LightningModule."):
             self.container.create_lightning_module()
+        self.on_model_created()
 
     def check_before_model(self) -> None:
         """Checks what can be checked before the user's code runs for long."""
