@@ -18,7 +18,7 @@ release = __version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "flag_tables"]
 exclude_patterns = ["_build"]
-nitpicky = False
+smartquotes = False  # they would turn the dashes of flags into one long dash
 
 html_theme = "alabaster"
 html_theme_options = {

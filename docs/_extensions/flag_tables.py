@@ -11,46 +11,20 @@ from typing import Any, ClassVar
 
 import param
 from docutils import nodes
-from health_ml.deep_learning_config import parameters_of
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
+
+from health_ml.cli.arguments import NONE_TEXT, describe
+from health_ml.deep_learning_config import parameters_of
 
 HEADER = ("Flag", "Takes", "Default", "Meaning")
 WIDTHS = (26, 22, 14, 60)
 
-_TYPES: tuple[tuple[type[param.Parameter[Any]], str], ...] = (
-    (param.Boolean, "on or off"),
-    (param.Integer, "whole number"),
-    (param.Number, "number"),
-    (param.NumericTuple, "numbers, separated by commas"),
-    (param.String, "text"),
-)
 
-
-def describe_type(parameter: param.Parameter[Any]) -> str:
-    """Returns in words what a flag takes."""
-    if isinstance(parameter, param.List):
-        item = getattr(parameter, "item_type", None)
-        return f"list of {_class_name(item)}, separated by commas"
-    if isinstance(parameter, param.ClassSelector):
-        choices = parameter.class_
-        if isinstance(choices, type) and issubclass(choices, Enum):
-            return ", ".join(dict.fromkeys(str(member.value) for member in choices))
-        return _class_name(choices)
-    text = next((name for kind, name in _TYPES if isinstance(parameter, kind)), "text")
-    return f"{text}, {_describe_bounds(parameter)}" if _describe_bounds(parameter) else text
-
-
-def _class_name(cls: Any) -> str:
-    known = {"Path": "path", "CheckpointParser": "checkpoint", "str": "names", "int": "whole numbers"}
-    return known.get(getattr(cls, "__name__", ""), "values")
-
-
-def _describe_bounds(parameter: param.Parameter[Any]) -> str:
-    lower, upper = getattr(parameter, "bounds", None) or (None, None)
-    if lower is not None and upper is not None:
-        return f"{lower} to {upper}"
-    return f"at least {lower}" if lower is not None else ""
+def describe_value(parameter: param.Parameter[Any]) -> str:
+    """Returns in words what a flag takes; that it may be None is clear from an empty default."""
+    text = describe(parameter).removesuffix(f", or {NONE_TEXT}")
+    return text.replace("a CheckpointParser", "a file, URL or run id")
 
 
 def describe_default(parameter: param.Parameter[Any]) -> str:
@@ -84,7 +58,7 @@ class FlagTable(SphinxDirective):
             body += self._row(
                 [
                     nodes.literal(text=f"--{name}"),
-                    nodes.Text(describe_type(parameter)),
+                    nodes.Text(describe_value(parameter)),
                     nodes.literal(text=describe_default(parameter)) if describe_default(parameter) else nodes.Text(""),
                     nodes.Text(" ".join((parameter.doc or "").split())),
                 ]

@@ -435,6 +435,16 @@ class TrainerParams(param.Parameterized):
     def __init__(self, **params: Any) -> None:
         super().__init__(**params)
         self._trainer_arguments: dict[str, Any] = {}
+        self._typed_parameters: frozenset[str] = frozenset()
+
+    @property
+    def typed_parameters(self) -> frozenset[str]:
+        """Names of the parameters that the user gave on the command line or in a config file."""
+        return self._typed_parameters
+
+    def set_typed_parameters(self, names: Iterable[str]) -> None:
+        """Says which parameters the user gave: those win over the container's own Trainer arguments."""
+        self._typed_parameters = frozenset(names)
 
     @property
     def trainer_argument_overrides(self) -> dict[str, Any]:

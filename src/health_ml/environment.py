@@ -124,13 +124,14 @@ def environment_variables(values: Mapping[str, str | None]) -> Iterator[None]:
     """Sets environment variables (None removes one) and puts back what was there before, also after an error."""
     before = {name: os.environ.get(name) for name in values}
     try:
-        _apply(values)
+        set_environment_variables(values)
         yield
     finally:
-        _apply(before)
+        set_environment_variables(before)
 
 
-def _apply(values: Mapping[str, str | None]) -> None:
+def set_environment_variables(values: Mapping[str, str | None]) -> None:
+    """Sets environment variables (None removes one); a caller further up has to restore them."""
     for name, value in values.items():
         if value is None:
             os.environ.pop(name, None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +15,8 @@ from health_ml.settings import ENV_FULL_ERROR
 if TYPE_CHECKING:
     from health_ml.cli.command_line import CommandLine
     from health_ml.environment import RunEnvironment
+    from health_ml.records.mirror import WaitingMirror
+    from health_ml.training.result import RunResult
 
 EXIT_INTERRUPTED = 130
 """Exit code after Ctrl-C, as a shell has it: 128 and the number of SIGINT."""
@@ -23,17 +25,18 @@ COMPLETE_WORDS = "--complete_words"
 """First argument of the call that a completion script makes; the words of the command line follow."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, *, on_result: Callable[[RunResult], None] | None = None) -> int:
     """Runs a command line and returns the exit code of the process.
 
     Called from Python, it leaves environment variables, working directory, ``sys.path`` and logging as they were.
 
     :param argv: The arguments after the name of the program. Default: those of this process.
+    :param on_result: Called with the result of a run that came to an end without an error.
     """
     arguments = sys.argv[1:] if argv is None else list(argv)
     with _restored_process():
         try:
-            return _run(arguments)
+            return _run(arguments, on_result)
         except HimlError as error:
             return _report(error)
         except KeyboardInterrupt:
@@ -54,7 +57,7 @@ def console_entry_point() -> None:
     sys.exit(code)
 
 
-def _run(arguments: list[str]) -> int:
+def _run(arguments: list[str], on_result: Callable[[RunResult], None] | None) -> int:
     from health_ml.cli.command_line import read_command_line
 
     if arguments[:1] == [COMPLETE_WORDS]:
@@ -76,12 +79,21 @@ def _run(arguments: list[str]) -> int:
         from health_ml.cli.help import help_text
 
         return _print(help_text(command, start_directory=start_directory))
-    return _run_experiment(arguments, command, environment=environment, start_directory=start_directory)
+    if command.sync:
+        from health_ml.cli.sync_run import sync_run
+
+        return _print(sync_run(command, start_directory=start_directory))
+    result = _run_experiment(arguments, command, environment=environment, start_directory=start_directory)
+    if result is None:
+        return 0
+    if on_result is not None:
+        on_result(result)
+    return result.exit_code
 
 
 def _run_experiment(
     arguments: list[str], command: CommandLine, *, environment: RunEnvironment, start_directory: Path
-) -> int:
+) -> RunResult | None:
     from health_ml.cli.console import configure_logging, render_summary
     from health_ml.cli.draft import read_experiment
     from health_ml.cli.parse import complete
@@ -89,25 +101,48 @@ def _run_experiment(
     draft = read_experiment(command, start_directory=start_directory)
     # Before the model is imported, because Lightning brings its own handler where there is none.
     configure_logging(draft.config.log_level, environment.local_rank)
-    parsed = complete(draft, arguments, environment=environment)
-    configure_logging(parsed.experiment_config.log_level, environment.local_rank)
     if command.is_print_config:
         from health_ml.cli.show_config import render_config
 
-        return _print(render_config(parsed))
-    from health_ml.backends.in_process import run_in_process
+        _print(render_config(complete(draft, arguments, environment=environment)))
+        return None
+    with _waiting_mirror(draft.config.tracking_uri, environment, start_directory) as mirror:
+        parsed = complete(draft, arguments, environment=environment)
+        configure_logging(parsed.experiment_config.log_level, environment.local_rank)
+        from health_ml.backends.in_process import run_in_process
 
-    result = run_in_process(
-        parsed.experiment_config,
-        parsed.container,
-        environment=environment,
-        project_root=start_directory,
-        argv=parsed.argv,
-        sources=parsed.sources,
-    )
+        result = run_in_process(
+            parsed.experiment_config,
+            parsed.container,
+            environment=environment,
+            project_root=start_directory,
+            argv=parsed.argv,
+            sources=parsed.sources,
+            waiting_mirror=mirror,
+        )
     if environment.is_global_rank_zero:
         _print(render_summary(result))
-    return result.exit_code
+    return result
+
+
+@contextmanager
+def _waiting_mirror(
+    tracking_uri: str, environment: RunEnvironment, start_directory: Path
+) -> Iterator[WaitingMirror | None]:
+    """Starts the process of the mirror, which loads MLflow while the model is imported, if it will be needed."""
+    from health_ml.records.tracking import NO_TRACKING, resolve_tracking_uri
+
+    uri = resolve_tracking_uri(tracking_uri, environ=os.environ, project_root=start_directory)
+    if uri == NO_TRACKING or not environment.is_global_rank_zero:
+        yield None
+        return
+    from health_ml.records.mirror import WaitingMirror
+
+    mirror = WaitingMirror()
+    try:
+        yield mirror
+    finally:
+        mirror.close()
 
 
 def _complete(words: list[str]) -> int:

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import http.client
 import json
 import logging
 import os
@@ -187,7 +188,7 @@ class _Download:
     def _pause_or_give_up(self, failures: int, error: Exception) -> None:
         if failures >= self._limits.attempts:
             here = self._bytes_here()
-            raise self._error(f"failed {failures} times in a row: {_reason(error)} ({here} bytes are here)", _WAY_OUT)
+            raise self._error(f"failed {failures} times in a row: {_reason(error)}; {here} bytes are here", _WAY_OUT)
         asked = error.pause if isinstance(error, _BrokenDownloadError) else 0.0
         pause = min(max(asked, self._limits.pause * 2 ** (failures - 1)), self._limits.longest_pause)
         _log.warning("The download of %s broke: %s. Next attempt in %.1f s.", self._shown_url, _reason(error), pause)
@@ -257,6 +258,9 @@ def _reason(error: BaseException) -> str:
     """Returns the innermost reason in a few words, without URLs, which may hold secrets."""
     while error.__cause__ is not None or (error.args and isinstance(error.args[0], BaseException)):
         error = error.__cause__ or error.args[0]
+    if isinstance(error, http.client.IncompleteRead):
+        missing = f", {error.expected} bytes are missing" if error.expected else ""
+        return f"the connection ended too early{missing}"
     text = str(getattr(error, "reason", None) or error) or type(error).__name__
     return re.sub(r"https?://\S+", lambda match: mask_url(match.group()), text)
 

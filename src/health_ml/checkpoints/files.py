@@ -10,7 +10,7 @@ from health_ml.errors import CheckpointError
 from health_ml.settings import AUTOSAVE_CHECKPOINT_STEM, CHECKPOINT_SUFFIX, LAST_CHECKPOINT, LAST_CHECKPOINT_STEM
 
 _RECOVERABLE = re.compile(
-    rf"({re.escape(LAST_CHECKPOINT_STEM)}|{re.escape(AUTOSAVE_CHECKPOINT_STEM)})[^.]*(\.\d+[^.]*)*"
+    rf"({re.escape(LAST_CHECKPOINT_STEM)}|{re.escape(AUTOSAVE_CHECKPOINT_STEM)})(-[^.]*(\.\d+[^.]*)*)?"
     rf"{re.escape(CHECKPOINT_SUFFIX)}"
 )
 """``last.ckpt``, ``autosave-v1.ckpt``, ``last-loss=0.25.ckpt``; no names of files that are still being written."""

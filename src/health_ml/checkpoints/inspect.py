@@ -7,6 +7,7 @@ and step at the very beginning of that record, so a few hundred bytes tell them,
 from __future__ import annotations
 
 import re
+import struct
 import sys
 import zipfile
 import zlib
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from health_ml.checkpoints.pickle_reader import BoundedStream, ByteStream, Opaque, PickleOutlineError, read_outline
+from health_ml.checkpoints.pickle_reader import BoundedStream, ByteStream, Opaque, read_outline
 from health_ml.checkpoints.zip_structure import ZIP_START, ZipDamage, check_zip_end, find_first_record
 from health_ml.errors import CheckpointError
 
@@ -25,7 +26,15 @@ _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _RECORD = "data.pkl"
 _HEAD_BYTES = 512
 _NAMES_TO_SHOW = 4
-_REFUSED_CLASS = re.compile(r"GLOBAL (\S+)|Trying to load unsupported GLOBAL (\S+)|global `?([\w.]+)`? was not")
+_DAMAGE = (ValueError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, struct.error)
+"""What reading a damaged archive or pickle raises; RuntimeError is zipfile's way to say that a file is encrypted."""
+
+_REFUSED_CLASS = re.compile(r"GLOBAL (\S+)|global `?([\w.]+)`? was not")
+
+_DANGEROUS_MODULES = frozenset(
+    ("os", "posix", "nt", "sys", "subprocess", "shutil", "socket", "pty", "runpy", "importlib", "ctypes")
+)
+_DANGEROUS_BUILTINS = frozenset(("eval", "exec", "compile", "open", "__import__"))
 
 
 class DamagedCheckpointError(CheckpointError):
@@ -83,7 +92,7 @@ def verify(path: Path) -> None:
                 if not any(name.rpartition("/")[2] == _RECORD for name in archive.namelist()):
                     raise CheckpointError(f"{path} is a zip archive, but no torch file: it has no record {_RECORD}.")
                 damaged = archive.testzip()
-        except (ZipDamage, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+        except _DAMAGE as error:
             raise _damaged(path, str(error)) from error
     if damaged:
         raise _damaged(path, f"its record '{damaged}' differs from its checksum")
@@ -98,6 +107,11 @@ def describe_refusal(path: Path, error: BaseException) -> str:
     classes = refused_classes(path, error)
     if not classes:
         return f"The safe loader of torch refuses {path}: {_first_sentence(error)}"
+    if dangerous := [name for name in classes if _is_dangerous(name)]:
+        return (
+            f"{path} calls {', '.join(dangerous)}, which no checkpoint needs: the file may be an attack. Do not load "
+            "it; ask its author for the weights alone."
+        )
     plural = "classes" if len(classes) > 1 else "class"
     return (
         f"{path} holds objects of the {plural} {', '.join(classes)}, which the safe loader of torch refuses, because "
@@ -119,6 +133,13 @@ def refused_classes(path: Path, error: BaseException) -> list[str]:
                 raise
     match = _REFUSED_CLASS.search(str(error))
     return [next(group for group in match.groups() if group)] if match else []
+
+
+def _is_dangerous(name: str) -> bool:
+    module, _, function = name.rpartition(".")
+    if module == "builtins":
+        return function in _DANGEROUS_BUILTINS
+    return module.partition(".")[0] in _DANGEROUS_MODULES
 
 
 def check_downloaded(path: Path, shown_name: str, *, is_length_known: bool) -> None:
@@ -162,10 +183,12 @@ def _read_root(path: Path, is_enough: Any = None) -> Any:
                     return read_outline(stream, is_enough)
             if head.startswith(b"\x80"):
                 return _read_legacy(file, path, is_enough)
-        except (PickleOutlineError, ZipDamage, zipfile.BadZipFile, zlib.error, EOFError) as error:
+        except _DAMAGE as error:
             raise _damaged(path, str(error)) from error
     if not head:
         raise _damaged(path, "it is empty")
+    if not head.strip(b"\0"):
+        raise _damaged(path, "it begins with zeros, as a file does whose content was lost in a power cut")
     raise CheckpointError(
         f"{path} is not a checkpoint but {_kind_of_placeholder(head) or _kind_of_file(head)}.",
         "Give a file that the Trainer or torch.save wrote.",
@@ -205,9 +228,10 @@ def _read_legacy(file: BinaryIO, path: Path, is_enough: Any) -> Any:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[BinaryIO]:
-    """Opens a checkpoint for reading."""
+    """Opens a checkpoint for reading, and explains why that or a later read is impossible."""
     try:
-        file = path.open("rb")
+        with path.open("rb") as file:
+            yield file
     except FileNotFoundError as error:
         raise CheckpointError(f"There is no checkpoint file {path.absolute()}.") from error
     except IsADirectoryError as error:
@@ -217,8 +241,6 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
         ) from error
     except OSError as error:
         raise CheckpointError(f"The checkpoint {path.absolute()} cannot be read: {error.strerror}.") from error
-    with file:
-        yield file
 
 
 def _size_of(file: BinaryIO) -> int:

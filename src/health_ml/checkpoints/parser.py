@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path, PurePosixPath
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from urllib.parse import urlsplit, urlunsplit
 
 from health_ml.environment import process_environment
 from health_ml.errors import ArgumentsError, CheckpointError
@@ -137,15 +137,15 @@ def missing_file_error(parser: CheckpointParser, start_directory: Path | None = 
 
 
 def mask_url(url: str) -> str:
-    """Returns the URL with user name, password and every query value replaced by ``***``, and without its fragment."""
+    """Returns the URL with user name, password and the values of its query replaced by ``***``."""
     try:
         parts = urlsplit(url)
         host = parts.netloc.rpartition("@")[2]
     except ValueError:
         return _MASK
     netloc = f"{_MASK}@{host}" if "@" in parts.netloc else host
-    names = [name for name, _ in parse_qsl(parts.query, keep_blank_values=True)]
-    query = urlencode([(name, _MASK) for name in names], safe="*") if names else _MASK if parts.query else ""
+    pairs = [pair.partition("=") for pair in parts.query.split("&")] if parts.query else []
+    query = "&".join(f"{name}={_MASK}" if equals else _MASK for name, equals, _ in pairs)
     return urlunsplit((parts.scheme, netloc, parts.path, query, ""))
 
 

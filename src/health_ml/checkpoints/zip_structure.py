@@ -79,7 +79,10 @@ def _read_zip64(file: BinaryIO, end_position: int) -> tuple[int, int]:
     locator = file.read(_LOCATOR64.size)
     if len(locator) < _LOCATOR64.size or not locator.startswith(_LOCATOR64_START):
         raise ZipDamage("the pointer to its directory is missing")
-    file.seek(_LOCATOR64.unpack(locator)[2])
+    record_offset = _LOCATOR64.unpack(locator)[2]
+    if record_offset > end_position:
+        raise ZipDamage("the pointer to its directory leads behind its end")
+    file.seek(record_offset)
     record = file.read(_END64.size)
     if len(record) < _END64.size or not record.startswith(_END64_START):
         raise ZipDamage("the pointer to its directory leads nowhere")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -15,6 +15,7 @@ import param
 from health_ml.cli import arguments
 from health_ml.cli.command_line import CommandLine, RunnerFlags
 from health_ml.cli.draft import read_experiment
+from health_ml.cli.groups import container_groups, title_of
 from health_ml.deep_learning_config import CONTAINER_PARAMETER_GROUPS, parameters_of
 from health_ml.experiment_config import ExperimentConfig
 
@@ -34,7 +35,7 @@ Trains, validates and tests the model in a LightningContainer.
 NOTES = """\
 Dashes and underscores in flags are the same, and there are no abbreviations. Switches can be given as --flag, \
 --flag=false or --no-flag. Lists have commas: 1,2. None stands for no value where a flag allows it. Every other \
-argument of the Lightning Trainer can be given as --trainer.ARGUMENT=VALUE, for example --trainer.gradient_clip_val=0.5.\
+argument of the Lightning Trainer can be given as --trainer.ARGUMENT=VALUE, like --trainer.gradient_clip_val=0.5.\
 """
 
 WITHOUT_MODEL = "With --model=NAME --help, the parameters of that model are listed too, and its defaults."
@@ -70,36 +71,16 @@ def help_text(command: CommandLine, *, start_directory: Path, width: int | None 
     return "\n".join(parts).rstrip()
 
 
-def _groups(container: LightningContainer | None) -> Iterable[tuple[str, list[FlagHelp]]]:
+def _groups(container: LightningContainer | None) -> Iterator[tuple[str, list[FlagHelp]]]:
     """Yields each group as its title and its flags; the parameters that only this container has come first."""
-    if container is not None:
-        own = _own_parameters(container)
-        if own:
-            yield f"{type(container).__name__}: parameters of this container", _flags(own, container)
-    yield _title(RunnerFlags), _flags({name: RunnerFlags.param[name] for name in _order(RunnerFlags)})
-    yield _title(ExperimentConfig), _flags(parameters_of(ExperimentConfig))
-    for group in CONTAINER_PARAMETER_GROUPS:
-        names = parameters_of(group)
-        if container is not None:
-            current = parameters_of(container)
-            names = {name: current[name] for name in names if name in current}
-        yield _title(group), _flags(names, container)
-
-
-def _order(class_: type[param.Parameterized]) -> list[str]:
-    return [name for name in class_.param.objects(instance=False) if name != "name"]
-
-
-def _own_parameters(container: LightningContainer) -> dict[str, param.Parameter[Any]]:
-    from health_ml.cli.loading import container_parameters
-
-    common = {name for group in CONTAINER_PARAMETER_GROUPS for name in parameters_of(group)}
-    return {name: parameter for name, parameter in container_parameters(container).items() if name not in common}
-
-
-def _title(class_: type[param.Parameterized]) -> str:
-    summary = (class_.__doc__ or class_.__name__).strip().splitlines()[0].split(". ")[0]
-    return summary.rstrip(".").replace("``", "") + ":"
+    groups = list(container_groups(container))
+    own, common = groups[: -len(CONTAINER_PARAMETER_GROUPS)], groups[-len(CONTAINER_PARAMETER_GROUPS) :]
+    for group in own:
+        yield f"{group.title}:", _flags(group.parameters, container)
+    for class_ in (RunnerFlags, ExperimentConfig):
+        yield f"{title_of(class_)}:", _flags(parameters_of(class_))
+    for group in common:
+        yield f"{group.title}:", _flags(group.parameters, container)
 
 
 def _flags(parameters: Mapping[str, param.Parameter[Any]], owner: param.Parameterized | None = None) -> list[FlagHelp]:

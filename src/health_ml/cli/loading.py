@@ -7,14 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import param
-
-from health_ml.cli.command_line import RESERVED
 from health_ml.cli.draft import SOURCE_DEFAULT, Draft, raise_problems
+from health_ml.cli.given import absolute
+from health_ml.cli.groups import container_parameters
 from health_ml.cli.precedence import changed_names, is_same, values_of
 from health_ml.deep_learning_config import CONTAINER_PARAMETER_GROUPS, DatasetParams, OutputParams, parameters_of
 from health_ml.errors import ArgumentsError, HimlError
-from health_ml.experiment_config import ExperimentConfig
 
 if TYPE_CHECKING:
     from health_ml.lightning_container import LightningContainer
@@ -22,12 +20,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SOURCE_UPDATE = "update_experiment_config"
-
-
-def container_parameters(container: param.Parameterized) -> dict[str, param.Parameter[Any]]:
-    """Returns the parameters of a container that have a flag: names of the runner's own flags are left out."""
-    taken = {*parameters_of(ExperimentConfig), *RESERVED}
-    return {name: parameter for name, parameter in parameters_of(container).items() if name not in taken}
 
 
 def load_container(draft: Draft) -> LightningContainer:
@@ -124,8 +116,6 @@ def make_paths_absolute(container: LightningContainer, start_directory: Path) ->
 
     The working directory changes before they are used, and a container may name them relative to where it is run.
     """
-    from health_ml.cli.given import absolute
-
     for group in (DatasetParams, OutputParams):
         for name, parameter in parameters_of(group).items():
             value = getattr(container, name)

@@ -15,9 +15,9 @@ from health_ml.cli.command_line import read_command_line
 from health_ml.cli.config_file import TRAINER_PREFIX
 from health_ml.cli.draft import Draft, raise_problems, read_experiment
 from health_ml.cli.effects import check_combination
+from health_ml.cli.groups import container_parameters
 from health_ml.cli.loading import (
     call_user_code,
-    container_parameters,
     load_container,
     make_paths_absolute,
     update_experiment_config,
@@ -67,7 +67,9 @@ def complete(draft: Draft, argv: Sequence[str], *, environment: RunEnvironment) 
     draft.raise_problems()
     update_experiment_config(draft, container)
     make_paths_absolute(container, draft.start_directory)
-    problems = check_combination(draft.config, container, _typed(draft, container), environment=environment)
+    typed = _typed(draft, container)
+    container.set_typed_parameters(typed)
+    problems = check_combination(draft.config, container, typed, environment=environment)
     try:
         call_user_code(container.validate)
     except ArgumentsError as error:

@@ -12,7 +12,7 @@ import yaml
 
 from health_ml.cli.arguments import reader_for
 from health_ml.cli.config_file import TRAINER_KEY, TRAINER_PREFIX
-from health_ml.cli.loading import container_parameters
+from health_ml.cli.groups import container_groups
 from health_ml.deep_learning_config import parameters_of
 from health_ml.param_types import CustomTypeParam
 
@@ -24,8 +24,8 @@ def render_config(parsed: ParsedCommand) -> str:
     """Returns every value as YAML, with its source in a comment. Given back as ``--config``, it means the same."""
     lines = ["# Where and how to run"]
     lines += _section(parsed.experiment_config, parameters_of(parsed.experiment_config), parsed.sources)
-    lines += ["", f"# {type(parsed.container).__name__}"]
-    lines += _section(parsed.container, container_parameters(parsed.container), parsed.sources)
+    for group in container_groups(parsed.container):
+        lines += ["", f"# {group.title}", *_section(parsed.container, group.parameters, parsed.sources)]
     lines += _trainer_section(parsed.container.trainer_argument_overrides, parsed.sources)
     return "\n".join(lines)
 
@@ -65,9 +65,16 @@ def plain(value: Any, parameter: param.Parameter[Any]) -> Any:
 
 
 def _yaml(value: Any) -> str:
-    text: str = yaml.safe_dump(value, default_flow_style=True, width=float("inf"), allow_unicode=True)
-    return _one_line(text.strip().removesuffix("...").strip())
+    text = _dumped(value)
+    return text if text.splitlines() == [text] else _dumped(value, style='"')
+
+
+def _dumped(value: Any, style: str | None = None) -> str:
+    text: str = yaml.safe_dump(
+        value, default_style=style, default_flow_style=True, width=float("inf"), allow_unicode=True
+    )
+    return text.strip().removesuffix("...").strip()
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.split("\n"))
+    return " ".join(text.splitlines())

@@ -6,7 +6,6 @@ is lost if either process dies: ``mirror.json`` says how far it came, and :mod:`
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import os
@@ -15,11 +14,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
 import health_ml
-from health_ml.environment import process_environment
+from health_ml.environment import environment_variables, process_environment
 from health_ml.planning.secrets import mask_text
 from health_ml.records.mirror_state import MirrorProgress, MirrorSettings, MirrorState, catch_up_hint, mirror_lock
 from health_ml.records.tracking import resolve_tracking_uri, split_credentials
@@ -80,6 +81,59 @@ class MirrorHandle:
         return progress.as_state()
 
 
+class WaitingMirror:
+    """A process that loads MLflow while the user's model is imported, and then waits for a record to mirror.
+
+    Loading takes longer than a short training does, and nothing of it depends on the run.
+
+    :raises OSError: If the process cannot be started.
+    """
+
+    def __init__(self) -> None:
+        self._environ = process_environment()
+        self._process: subprocess.Popen[bytes] | None = subprocess.Popen(
+            [sys.executable, "-m", "health_ml.records.mirror"],
+            # Where no file of the user can hide a module of the standard library.
+            cwd="/",
+            env={**self._environ, **MLFLOW_ENVIRONMENT, **_import_path(self._environ)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            # Ctrl-C in the terminal ends the training; the mirror still has to carry over how it ended.
+            start_new_session=True,
+        )
+
+    def take(
+        self, record_folder: Path, settings: MirrorSettings, environ: Mapping[str, str]
+    ) -> subprocess.Popen[bytes] | None:
+        """Returns the process after telling it what to mirror, or None if it is gone or taken.
+
+        :param environ: The variables for MLflow, as they are now.
+        """
+        process, self._process = self._process, None
+        if process is None or process.poll() is not None:
+            return None
+        assert process.stdin is not None
+        new = {name: value for name, value in environ.items() if self._environ.get(name) != value}
+        order = {"folder": str(record_folder), "settings": asdict(settings), "environment": new}
+        try:
+            # The pipe is private, so the address and the variables may contain a password.
+            process.stdin.write(json.dumps(order).encode() + b"\n")
+            process.stdin.flush()
+        except OSError:
+            _wait_or_stop(process, 0)
+            return None
+        return process
+
+    def close(self) -> None:
+        """Ends the process if nobody has taken it."""
+        if self._process is not None:
+            self._process.kill()
+            _wake_up(self._process)
+            self._process.wait()
+            self._process = None
+
+
 def start_mirror(
     record_folder: Path,
     *,
@@ -88,12 +142,14 @@ def start_mirror(
     run_name: str,
     tensorboard_folder: Path | None,
     project_root: Path | None = None,
+    waiting: WaitingMirror | None = None,
 ) -> MirrorHandle:
     """Returns the mirror of a record after starting it. It ends by itself when the run has ended.
 
     :param tracking_uri: What the user gave: see :func:`resolve_tracking_uri`.
     :param tensorboard_folder: Where the TensorBoard event files go, or None for none.
     :param project_root: Folder of the default store, by default the working directory.
+    :param waiting: A process that is ready to become the mirror.
     :raises ArgumentsError: If there is no such kind of tracking store.
     """
     record_folder = record_folder.absolute()
@@ -106,37 +162,17 @@ def start_mirror(
         run_name=run_name,
         tensorboard_folder=str(tensorboard_folder.absolute()) if tensorboard_folder else "",
     )
+    variables = {**environ, **credentials, ENV_MLFLOW_TRACKING_URI: address}
     try:
-        process = _start_process(record_folder, settings, {**environ, **credentials})
+        process = waiting.take(record_folder, settings, variables) if waiting else None
+        process = process or WaitingMirror().take(record_folder, settings, variables)
     except OSError as error:
         logger.warning("The mirror cannot be started: %s. The record is not affected.", error)
         process = None
     return MirrorHandle(record_folder, settings, process)
 
 
-def _start_process(record_folder: Path, settings: MirrorSettings, environ: dict[str, str]) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "health_ml.records.mirror", str(record_folder), json.dumps(settings.masked())]
-    with (record_folder / RECORD_MIRROR_LOG_FILE).open("ab") as log:
-        return subprocess.Popen(
-            command,
-            # Where no file of the user can hide a module of the standard library.
-            cwd=record_folder,
-            # The address may contain a password: the environment of a process is private, its command line is not.
-            env={
-                **environ,
-                **MLFLOW_ENVIRONMENT,
-                **_import_path(environ),
-                ENV_MLFLOW_TRACKING_URI: settings.tracking_uri,
-            },
-            stdin=subprocess.PIPE,
-            stdout=log,
-            stderr=log,
-            # Ctrl-C in the terminal ends the training; the mirror still has to carry over how it ended.
-            start_new_session=True,
-        )
-
-
-def _import_path(environ: dict[str, str]) -> dict[str, str]:
+def _import_path(environ: Mapping[str, str]) -> dict[str, str]:
     """Returns the variable that lets a process find this package where it is not installed."""
     source = Path(health_ml.__file__).absolute().parent.parent
     if source.name in ("site-packages", "dist-packages"):
@@ -167,8 +203,67 @@ def _wait_or_stop(process: subprocess.Popen[bytes], timeout_seconds: float) -> N
             process.wait()
 
 
+# --- in the process of the mirror ------------------------------------------------------------------------------------
+
+
+def lower_priority() -> None:
+    """Lets everybody else have the processors first.
+
+    Linux shares them out between sessions before it looks at the niceness of a process, and the mirror has a session
+    of its own: that has to be nice too.
+    """
+    os.nice(NICENESS)
+    with suppress(OSError):  # not Linux, or a kernel without groups per session
+        Path("/proc/self/autogroup").write_text(str(NICENESS), encoding="ascii")
+
+
+def main() -> None:
+    """Loads what a mirror needs, reads from standard input what to mirror, and does it until the run has ended."""
+    lower_priority()
+    from health_ml.records.mlflow_store import load_client
+
+    load_client()
+    order = _read_order()
+    if order is not None:
+        folder = Path(order["folder"])
+        _redirect_output(folder / RECORD_MIRROR_LOG_FILE)
+        with environment_variables(order["environment"]):
+            mirror_until_end(folder, MirrorSettings(**order["settings"]))
+    logging.shutdown()
+    # Tearing down the modules that MLflow has loaded takes longer than all that is left to do.
+    os._exit(0)
+
+
+def _read_order() -> dict[str, dict[str, str]] | None:
+    """Returns what to mirror, or None if the process that started this one has ended or changed its mind."""
+    data = b""
+    while not data.endswith(b"\n"):
+        chunk = os.read(sys.stdin.fileno(), 65536)
+        if not chunk:
+            return None
+        data += chunk
+    return json.loads(data) if data.strip() else None
+
+
+def _redirect_output(log_file: Path) -> None:
+    """Sends standard output and standard error of this process, and its log, to a file."""
+    with log_file.open("ab") as log:
+        os.dup2(log.fileno(), sys.stdout.fileno())
+        os.dup2(log.fileno(), sys.stderr.fileno())
+    handler = logging.StreamHandler()
+    handler.setFormatter(_MaskingFormatter("%(asctime)s %(levelname)s %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+
+
+class _MaskingFormatter(logging.Formatter):
+    """Keeps secrets out of the log, those in tracebacks too."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return mask_text(super().format(record))
+
+
 class _Waiter:
-    """Waits, and stops waiting when the training closes its end of the pipe or ends."""
+    """Waits, and stops waiting when the training asks it to or ends."""
 
     def __init__(self) -> None:
         self._is_open = True
@@ -179,31 +274,6 @@ class _Waiter:
             return
         readable, _, _ = select.select([sys.stdin], [], [], seconds)
         self._is_open = not (readable and os.read(sys.stdin.fileno(), 64) == b"")
-
-
-class _MaskingFormatter(logging.Formatter):
-    """Keeps secrets out of the log, those in tracebacks too."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return mask_text(super().format(record))
-
-
-def main() -> None:
-    """Mirrors the record that the command line names, until the run has ended."""
-    parser = argparse.ArgumentParser(description="Mirrors the record of a run to TensorBoard and MLflow.")
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("settings", type=json.loads)
-    arguments = parser.parse_args()
-    os.nice(NICENESS)
-    handler = logging.StreamHandler()
-    handler.setFormatter(_MaskingFormatter("%(asctime)s %(levelname)s %(message)s"))
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
-    settings = MirrorSettings(**arguments.settings)
-    uri = process_environment().get(ENV_MLFLOW_TRACKING_URI) or settings.tracking_uri
-    mirror_until_end(arguments.folder, MirrorSettings(**{**asdict(settings), "tracking_uri": uri}))
-    logging.shutdown()
-    # Tearing down the modules that MLflow has loaded takes longer than all that is left to do.
-    os._exit(0)
 
 
 def mirror_until_end(record_folder: Path, settings: MirrorSettings) -> None:

@@ -93,6 +93,16 @@ def database_path(tracking_uri: str) -> Path | None:
     return Path(unquote(tracking_uri[len(_SQLITE) :].partition("?")[0]))
 
 
+def load_client() -> None:
+    """Imports what the mirror needs, which takes some seconds."""
+    import health_ml.records.mirror_loop
+    import mlflow.entities
+    import mlflow.store.tracking.sqlalchemy_store
+    from mlflow import MlflowClient
+
+    assert MlflowClient and mlflow.entities and health_ml.records.mirror_loop
+
+
 def open_client(tracking_uri: str) -> MlflowClient:
     """Returns a client of the store.
 

@@ -1,0 +1,55 @@
+"""What can be checked before a run makes its folder: everything here is cheap."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from health_ml.environment import process_environment
+from health_ml.errors import ArgumentsError, DatasetError
+from health_ml.experiment_config import ExperimentConfig
+from health_ml.lightning_container import LightningContainer
+from health_ml.records.tracking import resolve_tracking_uri
+
+
+def check_before_start(
+    experiment_config: ExperimentConfig, container: LightningContainer, *, start_directory: Path, project_root: Path
+) -> None:
+    """Makes the paths of the container absolute, and raises if the run cannot succeed.
+
+    :param start_directory: Where relative paths start.
+    :param project_root: Folder of the default tracking store.
+    :raises HimlError: Of the kind of the first check that finds a mistake, naming all mistakes of that kind.
+    """
+    resolve_datasets(container, start_directory=start_directory)
+    _resolve_regression_folder(container, start_directory)
+    resolve_tracking_uri(experiment_config.tracking_uri, environ=process_environment(), project_root=project_root)
+    if container.output_to is not None:
+        container.output_to = start_directory / container.output_to
+
+
+def resolve_datasets(container: LightningContainer, *, start_directory: Path) -> None:
+    """Makes the dataset folders absolute.
+
+    :raises DatasetError: If some do not exist, naming all of them.
+    """
+    folders = [start_directory / Path(folder).expanduser() for folder in container.local_datasets]
+    missing = [str(folder) for folder in folders if not folder.is_dir()]
+    if missing:
+        noun = "dataset folder does" if len(missing) == 1 else "dataset folders do"
+        raise DatasetError(
+            f"The following {noun} not exist: {', '.join(missing)}.",
+            "Check --local_datasets; relative paths are relative to the folder in which you type the command.",
+        )
+    container.local_datasets = folders
+
+
+def _resolve_regression_folder(container: LightningContainer, start_directory: Path) -> None:
+    if container.regression_test_folder is None:
+        return
+    folder = start_directory / container.regression_test_folder
+    if not folder.is_dir():
+        raise ArgumentsError(
+            f"The folder with the expected results does not exist: {folder}.",
+            "Check --regression_test_folder; it needs a folder OUTPUT with the files to compare.",
+        )
+    container.regression_test_folder = folder

@@ -1,0 +1,301 @@
+"""Runs an experiment in this process, and leaves a true record of it whatever happens."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from health_ml.backends.checks import check_before_start
+from health_ml.backends.run_facts import ProvenanceThread, RunDocument, run_facts, write_config
+from health_ml.backends.run_folder import create_run_paths
+from health_ml.deep_learning_config import RunPaths
+from health_ml.environment import RunEnvironment, environment_variables, process_environment, restored_environment
+from health_ml.errors import ContainerError, HimlError
+from health_ml.experiment_config import DebugDDPOptions, ExperimentConfig, RunnerMode
+from health_ml.lightning_container import LightningContainer
+from health_ml.planning.secrets import mask_arguments
+from health_ml.records.record import RunRecord, RunStatus
+from health_ml.settings import (
+    ENV_ATTEMPT,
+    ENV_EXPERIMENT_NAME,
+    ENV_RUN_FOLDER,
+    ENV_RUN_ID,
+    ENV_START_DIRECTORY,
+    ENV_TORCH_DISTRIBUTED_DEBUG,
+)
+from health_ml.training.effective import check_effective
+from health_ml.training.result import RunOutcome, RunResult
+from health_ml.training.signals import RunInterrupted, SignalGuard
+from health_ml.training.user_code import describe_exception, user_code
+
+if TYPE_CHECKING:
+    from health_ml.records.mirror import MirrorHandle, WaitingMirror
+    from health_ml.training.runner_base import RunnerBase
+
+logger = logging.getLogger(__name__)
+
+MIRROR_SECONDS = 60.0
+"""How long the end of a run waits for its mirror; a server that is down does not hold up the user longer."""
+
+
+def run_in_process(
+    experiment_config: ExperimentConfig,
+    container: LightningContainer,
+    *,
+    environment: RunEnvironment,
+    project_root: Path,
+    argv: Sequence[str],
+    sources: Mapping[str, str],
+    waiting_mirror: WaitingMirror | None = None,
+) -> RunResult:
+    """Runs the experiment that the container describes, and returns how it ended.
+
+    :param environment: Where this process runs.
+    :param project_root: The folder for outputs and the default MLflow store.
+    :param argv: The command line, for the record and for the other processes of a distributed training.
+    :param sources: Where the value of each parameter comes from, for the record.
+    :param waiting_mirror: A process that is ready to become the mirror of the record.
+    :raises HimlError: If something is wrong with the input, or with the user's code; the record says FAILED then.
+    """
+    project_root = project_root.absolute()
+    container.num_nodes = experiment_config.num_nodes
+    container.runner_mode = experiment_config.mode
+    start_directory = environment.start_directory or project_root
+    check_before_start(experiment_config, container, start_directory=start_directory, project_root=project_root)
+    paths = create_run_paths(
+        container.model_name, environment=environment, project_root=project_root, output_to=container.output_to
+    )
+    container.set_run_paths(paths)
+    run = _Run(experiment_config, container, environment, project_root, argv, waiting_mirror)
+    with restored_environment(), run.variables():
+        if environment.is_global_rank_zero:
+            return run.with_record(sources)
+        return run.without_record()
+
+
+class _Run:
+    """One run: what all of its steps need to know."""
+
+    def __init__(
+        self,
+        experiment_config: ExperimentConfig,
+        container: LightningContainer,
+        environment: RunEnvironment,
+        project_root: Path,
+        argv: Sequence[str],
+        waiting_mirror: WaitingMirror | None,
+    ) -> None:
+        self.config = experiment_config
+        self.container = container
+        self.environment = environment
+        self.project_root = project_root
+        self.argv = argv
+        self.waiting_mirror = waiting_mirror
+        self.paths: RunPaths = container.run_paths
+
+    @property
+    def start_directory(self) -> Path:
+        """Where the user typed the command."""
+        return self.environment.start_directory or self.project_root
+
+    @property
+    def experiment(self) -> str:
+        """Name of the experiment in tracking services."""
+        return process_environment().get(ENV_EXPERIMENT_NAME) or self.container.effective_experiment_name
+
+    def facts(self) -> dict[str, Any]:
+        """Returns what the record says about the run when it starts."""
+        return run_facts(
+            self.config,
+            self.container,
+            environment=self.environment,
+            run_id=self.paths.run_id,
+            experiment=self.experiment,
+            argv=self.argv,
+        )
+
+    def tags(self) -> dict[str, str]:
+        """Returns what to search for in tracking services, the container's own tags included."""
+        with user_code(self.container, "get_additional_aml_run_tags", "It has to return a dictionary."):
+            additional = dict(self.container.get_additional_aml_run_tags())
+        return {
+            "model_name": self.container.model_name,
+            "execution_mode": self.config.mode.value,
+            "tag": self.container.tag,
+            "commandline_args": shlex.join(mask_arguments(self.argv)),
+            "effective_random_seed": str(self.container.get_effective_random_seed()),
+            **{str(name): str(value) for name, value in additional.items()},
+        }
+
+    def start_mirror(self, record: RunRecord) -> MirrorHandle:
+        """Starts the process that copies the record to TensorBoard and MLflow."""
+        from health_ml.records.mirror import start_mirror  # only the first process needs it
+
+        return start_mirror(
+            record.folder,
+            tracking_uri=self.config.tracking_uri,
+            experiment=self.experiment,
+            run_name=self.container.tag or self.paths.run_id,
+            tensorboard_folder=self.paths.lightning_logs,
+            project_root=self.project_root,
+            waiting=self.waiting_mirror,
+        )
+
+    @contextmanager
+    def variables(self) -> Iterator[None]:
+        """Sets the environment variables of the container, and those that the other processes of the run need."""
+        with user_code(self.container, "get_additional_environment_variables", "It has to return a dictionary."):
+            values: dict[str, str | None] = {
+                str(name): str(value) for name, value in self.container.get_additional_environment_variables().items()
+            }
+        values[ENV_RUN_ID] = self.paths.run_id
+        values[ENV_START_DIRECTORY] = str(self.start_directory)
+        values[ENV_ATTEMPT] = str(self.environment.attempt)
+        if not self.environment.is_in_azureml:
+            values[ENV_RUN_FOLDER] = str(self.paths.outputs)
+        with environment_variables(values), self._debugging_of_processes():
+            yield
+
+    @contextmanager
+    def _debugging_of_processes(self) -> Iterator[None]:
+        """Sets how much torch reports about distributed training; it reads the variable once, when it is imported."""
+        if self.config.debug_ddp is DebugDDPOptions.OFF:
+            yield
+            return
+        from torch.distributed import set_debug_level_from_env  # type: ignore[attr-defined]
+
+        try:
+            with environment_variables({ENV_TORCH_DISTRIBUTED_DEBUG: self.config.debug_ddp.value}):
+                set_debug_level_from_env()
+                yield
+        finally:
+            set_debug_level_from_env()
+
+    def without_record(self) -> RunResult:
+        """Runs as one of the processes that help the first one; that one writes down how the run went."""
+        guard = SignalGuard()
+        try:
+            with guard.installed():
+                outcome = self.runner(None, guard).run()
+        except RunInterrupted as interruption:
+            return self.result(interruption.status, RunOutcome({}))
+        return self.result(RunStatus.FINISHED, outcome)
+
+    def with_record(self, sources: Mapping[str, str]) -> RunResult:
+        """Runs as the first process, which writes the record."""
+        record = RunRecord.create(self.paths.record, run_id=self.paths.run_id, attempt=self.environment.attempt)
+        try:
+            return _RecordedRun(self, record).execute(sources)
+        finally:
+            record.close()
+
+    def runner(self, record: RunRecord | None, guard: SignalGuard) -> RunnerBase:
+        # Lightning takes seconds to import, and the checks before this point do not need it.
+        from health_ml.training.eval_runner import EvalRunner
+        from health_ml.training.training_runner import TrainingRunner
+
+        runner_class = EvalRunner if self.config.mode is RunnerMode.EVAL_FULL else TrainingRunner
+        return runner_class(
+            self.config,
+            self.container,
+            environment=self.environment,
+            record=record,
+            project_root=self.project_root,
+            argv=self.argv,
+            guard=guard,
+        )
+
+    def result(self, status: RunStatus, outcome: RunOutcome) -> RunResult:
+        return RunResult(
+            run_id=self.paths.run_id,
+            status=status,
+            paths=self.paths,
+            metrics=outcome.metrics,
+            checkpoint=outcome.checkpoint,
+            messages=outcome.messages,
+        )
+
+
+class _RecordedRun:
+    """A run in its first process: opens record and mirror, runs, and closes them with what really happened."""
+
+    def __init__(self, run: _Run, record: RunRecord) -> None:
+        self._run = run
+        self._record = record
+        self._guard = SignalGuard(on_forced_exit=self._note_forced_exit)
+        self._document: RunDocument | None = None
+        self._provenance: ProvenanceThread | None = None
+        self._mirror: MirrorHandle | None = None
+
+    def execute(self, sources: Mapping[str, str]) -> RunResult:
+        """Runs, and returns how it ended."""
+        with self._guard.installed():
+            try:
+                self._open(sources)
+                runner = self._run.runner(self._record, self._guard)
+                runner.on_rank_failed = self._note_failed_rank
+                runner.on_model_created = lambda: check_effective(self._run.container, sources)
+                outcome = runner.run()
+                self._guard.start_deferring()
+            except RunInterrupted as interruption:
+                messages = self._close(interruption.status, str(interruption))
+                return self._run.result(interruption.status, RunOutcome({}, messages=messages))
+            except BaseException as error:
+                self._close_after(error)
+                if isinstance(error, SystemExit):
+                    raise _premature_end(error, self._run.container) from error
+                raise
+            messages = self._close(RunStatus.FINISHED, "")
+            return self._run.result(RunStatus.FINISHED, replace(outcome, messages=(*outcome.messages, *messages)))
+
+    def _open(self, sources: Mapping[str, str]) -> None:
+        run, record = self._run, self._record
+        self._document = RunDocument(record, run.facts())
+        self._provenance = ProvenanceThread(record, self._document, run.start_directory).start()
+        self._mirror = run.start_mirror(record)
+        write_config(record, run.config, run.container, sources=sources, tags=run.tags())
+
+    def _close_after(self, error: BaseException) -> None:
+        """Closes the record of a run that failed; a second error on the way must not hide the first one."""
+        try:
+            for message in self._close(RunStatus.FAILED, describe_exception(error)):
+                logger.warning(message)
+        except (HimlError, OSError) as second:
+            logger.error(f"The record of the run could not be closed: {second}")
+
+    def _close(self, status: RunStatus, message: str) -> tuple[str, ...]:
+        """Writes how the run ended and lets the mirror catch up; returns what to tell the user."""
+        self._guard.start_deferring()
+        if self._provenance is not None:
+            self._provenance.join()
+        if self._document is not None:
+            self._document.update({"ended": time.time()})
+        self._record.set_status(status, message)
+        if self._mirror is None:
+            return ()
+        state = self._mirror.finish(MIRROR_SECONDS)
+        if state.is_complete:
+            return ()
+        return (state.message,)
+
+    def _note_forced_exit(self, interruption: RunInterrupted) -> None:
+        self._record.set_status(interruption.status, f"{interruption} It was asked twice, so it exited at once.")
+
+    def _note_failed_rank(self, rank: int, code: int) -> None:
+        message = f"The process with local rank {rank} failed with exit code {code}; see its output above."
+        logger.error(message)
+        self._record.set_status(RunStatus.FAILED, message)
+
+
+def _premature_end(error: SystemExit, container: LightningContainer) -> ContainerError:
+    return ContainerError(
+        f"The code of {type(container).__name__} ended the process with exit code {error.code} before the run was "
+        "complete.",
+        "Raise an exception instead of calling sys.exit, or return.",
+    )

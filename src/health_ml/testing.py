@@ -1,0 +1,125 @@
+"""Runs ``himl-runner`` inside a test, without a process of its own.
+
+.. code-block:: python
+
+    from health_ml.testing import invoke
+
+    def test_model_learns(tmp_path):
+        run = invoke(["--model=moons.Moons", "--max_epochs=5"], folder=tmp_path)
+        assert run.exit_code == 0, run.stderr
+        assert run.metrics["test/accuracy"] > 0.9
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from health_ml import runner
+from health_ml.environment import environment_variables, working_directory
+
+if TYPE_CHECKING:
+    from health_ml.records.reader import RecordView
+    from health_ml.training.result import RunResult
+
+
+@dataclass(frozen=True)
+class Invocation:
+    """What a command line did.
+
+    :param exit_code: Exit code that the process would have had.
+    :param stdout: What it printed on standard output.
+    :param stderr: What it printed on standard error: log messages and errors.
+    :param result: How the run ended; None if there was no run, or if it failed with an error.
+    """
+
+    exit_code: int
+    stdout: str
+    stderr: str
+    result: RunResult | None
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The last value of every metric, by name.
+
+        :raises AssertionError: If the command line did not complete a run, with what it printed.
+        """
+        return self._required_result().metrics
+
+    @property
+    def run_folder(self) -> Path:
+        """The folder of the run.
+
+        :raises AssertionError: If the command line did not complete a run, with what it printed.
+        """
+        return self._required_result().paths.outputs
+
+    @property
+    def record(self) -> RecordView:
+        """The record of the run: metrics, hyperparameters, tags and status.
+
+        :raises AssertionError: If the command line did not complete a run, with what it printed.
+        """
+        from health_ml.records.reader import read_record
+
+        return read_record(self.run_folder)
+
+    def _required_result(self) -> RunResult:
+        if self.result is None:
+            raise AssertionError(f"No run was completed (exit code {self.exit_code}).\n{self.stdout}{self.stderr}")
+        return self.result
+
+
+def invoke(
+    argv: Sequence[str], *, folder: Path | None = None, environment: Mapping[str, str | None] | None = None
+) -> Invocation:
+    """Returns what ``himl-runner`` does with the given arguments, run in this process.
+
+    Working directory, environment variables, import path, logging and signal handlers are as before when it returns.
+    If a folder is given, modules imported from it are forgotten, so that the next call reads them again. What other
+    processes print, for example the further ranks of a distributed training, is not in the result.
+
+    :param argv: The arguments after ``himl-runner``.
+    :param folder: Where the command is typed. Default: the working directory.
+    :param environment: Environment variables to set for the call; None removes one.
+    """
+    results: list[RunResult] = []
+    stdout, stderr = io.StringIO(), io.StringIO()
+    with (
+        working_directory(folder or Path.cwd()),
+        environment_variables(environment or {}),
+        _forgotten_modules(folder),
+        redirect_stdout(stdout),
+        redirect_stderr(stderr),
+    ):
+        exit_code = runner.main(argv, on_result=results.append)
+    return Invocation(exit_code, stdout.getvalue(), stderr.getvalue(), results[0] if results else None)
+
+
+@contextmanager
+def _forgotten_modules(folder: Path | None) -> Iterator[None]:
+    """Removes the modules that the body imported from a folder, as two projects may use the same names.
+
+    Packages that are installed below the folder, in its virtual environment, stay.
+    """
+    before = set(sys.modules)
+    try:
+        yield
+    finally:
+        if folder is not None:
+            for name in set(sys.modules) - before:
+                if _is_users_module(name, folder.resolve()):
+                    del sys.modules[name]
+
+
+def _is_users_module(name: str, folder: Path) -> bool:
+    file = getattr(sys.modules[name], "__file__", None)
+    if file is None or name.split(".")[0] == "health_ml":
+        return False
+    path = Path(file).resolve()
+    return path.is_relative_to(folder) and {"site-packages", "dist-packages"}.isdisjoint(path.parts)

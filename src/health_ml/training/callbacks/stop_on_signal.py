@@ -1,0 +1,136 @@
+"""Stops training at the next batch boundary after a signal, with a checkpoint to continue from."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from torch import distributed
+
+from health_ml.training.signals import RunInterrupted, SignalGuard
+
+
+class StopOnSignal(Callback):
+    """Saves a checkpoint at the next batch boundary after a signal and then ends the run.
+
+    With several processes, all of them have to stop after the same batch, whichever of them got the signal. They
+    agree on that with a reduction on the CPU that overlaps with the next batch, so that no GPU waits for it.
+
+    :param guard: Knows whether a signal came.
+    :param checkpoint: The file to write, or None if the run keeps no checkpoints.
+    """
+
+    def __init__(self, guard: SignalGuard, checkpoint: Path | None) -> None:
+        self._guard = guard
+        self._checkpoint = checkpoint
+        self._group: Any = None
+        self._votes: torch.Tensor | None = None
+        self._pending: Any = None
+        self._agreed: int | None = None
+        self._is_validation_open = False
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Turns off Lightning's own handling of SIGTERM, which saves nothing and ends with exit code 0."""
+        connector = trainer._signal_connector
+        connector.register_signal_handlers = _do_nothing  # type: ignore[method-assign]
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Opens the channel between the processes."""
+        if trainer.world_size > 1 and distributed.is_initialized():
+            self._group = distributed.new_group(backend="gloo")
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """From here on there is something to save."""
+        self._guard.start_deferring()
+        self._is_validation_open = False
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Stops after this batch, unless it is the last of the epoch: what follows it belongs to the epoch."""
+        self._ask_all()
+        if not trainer.is_last_batch:
+            self._stop_if_agreed(trainer)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stops before the validation, which a resumed run starts with."""
+        if trainer.sanity_checking:
+            return
+        self._is_validation_open = True
+        self._stop_if_agreed(trainer)
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Stops in the middle of a validation, which a resumed run repeats.
+
+        Only with one process: the others may have a different number of validation batches.
+        """
+        if not trainer.sanity_checking and self._group is None:
+            self._stop_if_agreed(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Notes that a checkpoint from here on includes the validation."""
+        self._is_validation_open = False
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stops between two epochs."""
+        self._ask_all()
+        self._stop_if_agreed(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Training is complete: from here on a signal interrupts what follows."""
+        self._guard.stop_deferring()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Nothing is left to save."""
+        self._guard.stop_deferring()
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Makes a run that resumes from the middle of a validation repeat all of it.
+
+        Lightning would go on with the next validation batch and report the metrics of the rest only, or skip it.
+        """
+        if not self._is_validation_open or "loops" not in checkpoint:
+            return
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]
+        for counters in (progress["total"], progress["current"]):
+            counters.update(ready=1, started=1, processed=0, completed=0)
+        progress["is_last_batch"] = False
+
+    def _ask_all(self) -> None:
+        """Finds out whether any process got a signal; with several of them, up to one batch late."""
+        if self._group is None:
+            self._agreed = self._guard.received
+            return
+        if self._pending is not None and self._votes is not None:
+            self._pending.wait()
+            votes = int(self._votes.item())
+            if votes:
+                self._agreed = votes
+        self._votes = torch.tensor(self._guard.received or 0)
+        self._pending = distributed.all_reduce(
+            self._votes, op=distributed.ReduceOp.MAX, group=self._group, async_op=True
+        )
+
+    def _stop_if_agreed(self, trainer: Trainer) -> None:
+        if self._group is None:
+            self._agreed = self._guard.received
+        if self._agreed is None:
+            return
+        if self._checkpoint is not None:
+            trainer.save_checkpoint(self._checkpoint)
+        raise RunInterrupted(signal.Signals(self._agreed))
+
+
+def _do_nothing() -> None:
+    """Stands in for a method that must have no effect."""

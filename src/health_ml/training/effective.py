@@ -1,0 +1,110 @@
+"""Refuses optimizer flags that the model, once it exists, turns out not to heed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import filterfalse
+from types import CodeType, FunctionType
+from typing import TYPE_CHECKING, Any
+
+from health_ml.deep_learning_config import (
+    LRSchedulerType,
+    LRWarmUpType,
+    OptimizerParams,
+    OptimizerType,
+    parameters_of,
+)
+from health_ml.errors import ArgumentsError, join_choices
+
+if TYPE_CHECKING:
+    from health_ml.lightning_container import LightningContainer
+
+HEEDED_WITH: Mapping[str, tuple[str, tuple[Any, ...]]] = {
+    "l_rate_exponential_gamma": ("l_rate_scheduler", (LRSchedulerType.Exponential,)),
+    "l_rate_step_gamma": ("l_rate_scheduler", (LRSchedulerType.Step,)),
+    "l_rate_step_step_size": ("l_rate_scheduler", (LRSchedulerType.Step,)),
+    "l_rate_multi_step_gamma": ("l_rate_scheduler", (LRSchedulerType.MultiStep,)),
+    "l_rate_multi_step_milestones": ("l_rate_scheduler", (LRSchedulerType.MultiStep,)),
+    "l_rate_polynomial_gamma": ("l_rate_scheduler", (LRSchedulerType.Polynomial,)),
+    "l_rate_warmup_epochs": ("l_rate_warmup", (LRWarmUpType.Linear,)),
+    "opt_eps": ("optimizer_type", (OptimizerType.Adam, OptimizerType.AMSGrad, OptimizerType.RMSprop)),
+    "rms_alpha": ("optimizer_type", (OptimizerType.RMSprop,)),
+    "adam_betas": ("optimizer_type", (OptimizerType.Adam, OptimizerType.AMSGrad)),
+    "momentum": ("optimizer_type", (OptimizerType.SGD, OptimizerType.RMSprop)),
+}
+"""Flags that only some optimizers or schedules heed: the flag that decides, and its values that do."""
+
+
+def check_effective(container: LightningContainer, sources: Mapping[str, str]) -> None:
+    """Raises if optimizer flags were typed that have no effect on the model of the container.
+
+    A LightningModuleWithOptimizer heeds those that its optimizer and schedule have. Any other model heeds a flag if
+    its code, or that of the container, mentions the parameter. Only flags of the command line count.
+
+    :param container: A container whose model has been created.
+    :param sources: Where each value comes from, by name.
+    :raises ArgumentsError: Naming all flags without effect.
+    """
+    typed = [name for name in parameters_of(OptimizerParams) if sources.get(name) == "command line"]
+    if not typed:
+        return
+    from health_ml.lightning_container import LightningModuleWithOptimizer  # imports Lightning
+
+    model = container.model
+    mentioned = set(_mentioned_names((type(container), type(model))))
+    typed = [name for name in typed if name not in mentioned]
+    if isinstance(model, LightningModuleWithOptimizer):
+        _raise_problems(list(_unheeded(container, typed)))
+    elif typed and OptimizerParams.__name__ not in mentioned:
+        raise ArgumentsError(
+            f"{_flags(typed)} no effect on {type(model).__name__}: it makes its optimizer itself, and neither it nor "
+            f"{type(container).__name__} reads {'it' if len(typed) == 1 else 'them'}.",
+            "Leave out these flags, or derive the model from LightningModuleWithOptimizer.",
+        )
+
+
+def _unheeded(container: LightningContainer, typed: Iterable[str]) -> Iterator[str]:
+    for name in typed:
+        if name not in HEEDED_WITH:
+            continue
+        decisive, values = HEEDED_WITH[name]
+        current = getattr(container, decisive)
+        if current not in values:
+            wanted = join_choices([f"--{decisive}={value.value}" for value in values])
+            yield f"--{name} has no effect with --{decisive}={current.value}: it needs {wanted}."
+
+
+def _raise_problems(problems: list[str]) -> None:
+    if problems:
+        raise ArgumentsError(" ".join(problems), "Leave out what has no effect.")
+
+
+def _flags(names: list[str]) -> str:
+    flags = [f"--{name}" for name in names]
+    return f"{flags[0]} has" if len(flags) == 1 else f"{', '.join(flags[:-1])} and {flags[-1]} have"
+
+
+def _mentioned_names(classes: Iterable[type]) -> Iterator[str]:
+    """Yields every name that the methods of the user's classes mention."""
+    bases = {base for class_ in classes for base in class_.__mro__}
+    for class_ in filterfalse(_is_of_a_library, bases):
+        for member in vars(class_).values():
+            function = getattr(member, "__func__", None) or getattr(member, "fget", None) or member
+            function = getattr(function, "__wrapped__", function)
+            if isinstance(function, FunctionType):
+                yield from _names_in(function.__code__)
+
+
+def _names_in(code: CodeType) -> Iterator[str]:
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _names_in(constant)
+        elif isinstance(constant, str):
+            yield constant  # getattr(container, "l_rate")
+
+
+def _is_of_a_library(class_: type) -> bool:
+    package = class_.__module__.partition(".")[0]
+    is_ours = package == "health_ml" and not class_.__module__.startswith("health_ml.configs")
+    return is_ours or package in ("pytorch_lightning", "lightning", "lightning_fabric", "torch", "param", "builtins")

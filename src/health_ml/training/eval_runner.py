@@ -1,0 +1,30 @@
+"""Tests a model on the data that its container sets aside for evaluation."""
+
+from __future__ import annotations
+
+from health_ml.environment import restored_environment
+from health_ml.errors import ContainerError
+from health_ml.training.result import RunOutcome
+from health_ml.training.runner_base import RunnerBase
+from health_ml.training.seeds import seed_all
+
+
+class EvalRunner(RunnerBase):
+    """Runs ``--mode=eval_full``."""
+
+    def run(self) -> RunOutcome:
+        """Tests the checkpoint that the user gave, and returns the test metrics."""
+        self.setup()
+        checkpoint = self.required_source_checkpoint("--mode=eval_full")
+        if not self.container.has_custom_test_step():
+            raise ContainerError(
+                f"--mode=eval_full tests the model, but {type(self.container.model).__name__} has no test_step.",
+                "Override test_step in the model.",
+            )
+        self.write_summary()
+        seed_all(self.container.get_effective_random_seed(), has_workers=True)
+        with restored_environment():
+            data = self.get_data("get_eval_data_module", ["test_step"])
+            trainer = self.create_trainer(is_inference=True)
+            metrics = self.evaluate(trainer, data, checkpoint, has_validation=False)
+        return RunOutcome(metrics, checkpoint=checkpoint)

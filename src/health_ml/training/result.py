@@ -1,0 +1,58 @@
+"""What a run ends with."""
+
+from __future__ import annotations
+
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+
+from health_ml.deep_learning_config import RunPaths
+from health_ml.errors import EXIT_FAILED
+from health_ml.records.record import RunStatus
+
+EXIT_SIGNAL_BASE = 128
+"""By convention of the shell, a process that a signal ends has the exit code 128 plus the number of the signal."""
+
+
+@dataclass(frozen=True)
+class RunOutcome:
+    """What a runner found out about the model.
+
+    :param metrics: Last value of every metric of training and validation, and the test metrics.
+    :param checkpoint: The checkpoint that was tested, or else the last one, or None if none was kept.
+    :param messages: Sentences for the summary.
+    """
+
+    metrics: dict[str, float]
+    checkpoint: Path | None = None
+    messages: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """How a run ended.
+
+    :param run_id: Id of the run.
+    :param status: FINISHED if everything that was asked for was done.
+    :param paths: Folders of the run.
+    :param metrics: Last value of every metric, by name.
+    :param checkpoint: The checkpoint that was tested, or else the last one, or None if none was kept.
+    :param messages: Sentences for the summary.
+    """
+
+    run_id: str
+    status: RunStatus
+    paths: RunPaths
+    metrics: dict[str, float]
+    checkpoint: Path | None
+    messages: tuple[str, ...] = ()
+
+    @property
+    def exit_code(self) -> int:
+        """Exit code of the process: 0 only if everything that was asked for was done."""
+        codes = {
+            RunStatus.FINISHED: 0,
+            RunStatus.PREEMPTED: EXIT_SIGNAL_BASE + signal.SIGTERM,
+            RunStatus.CANCELLED: EXIT_SIGNAL_BASE + signal.SIGINT,
+        }
+        return codes.get(self.status, EXIT_FAILED)

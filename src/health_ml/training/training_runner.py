@@ -1,0 +1,182 @@
+"""Trains a model, and validates and tests what came out."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from health_ml.checkpoints.recovery import find_recovery_checkpoint
+from health_ml.environment import restored_environment, working_directory
+from health_ml.errors import CheckpointError
+from health_ml.settings import LAST_CHECKPOINT
+from health_ml.training.callbacks.stop_on_signal import StopOnSignal
+from health_ml.training.rank_launcher import RankLauncher, use_rank_launcher
+from health_ml.training.result import RunOutcome
+from health_ml.training.runner_base import RunnerBase, as_numbers
+from health_ml.training.seeds import seed_all
+from health_ml.training.user_code import user_code
+from health_ml.training.weights import LoadableCheckpoint, examine_checkpoint, explained_loading
+
+if TYPE_CHECKING:
+    from pytorch_lightning import LightningDataModule
+
+logger = logging.getLogger(__name__)
+
+
+class TrainingRunner(RunnerBase):
+    """Runs ``--mode=train``: training, an optional validation with the final weights, and the test."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._start: LoadableCheckpoint | None = None
+        self._launcher: RankLauncher | None = None
+        self._has_failed = True
+
+    def run(self) -> RunOutcome:
+        """Trains unless only inference was asked for, validates and tests, and returns what came out.
+
+        Ranks that take no part in the inference return right after the training.
+        """
+        self.setup()
+        self.write_summary()
+        if self.container.run_inference_only:
+            self._announce_extra_validation()
+            metrics = self._infer(self.required_source_checkpoint("--run_inference_only"))
+            return RunOutcome(metrics, checkpoint=self.source_checkpoint)
+        with ExitStack() as distributed_training:
+            distributed_training.enter_context(restored_environment())
+            distributed_training.callback(self._end_ranks)
+            metrics = self._train()
+            if self.has_single_process_inference:
+                distributed_training.close()
+                if not self.environment.is_global_rank_zero:
+                    return RunOutcome(metrics)
+            self._announce_extra_validation()
+            checkpoint = self._checkpoint_to_test()
+            metrics.update(self._infer(checkpoint))
+        return RunOutcome(metrics, checkpoint=checkpoint)
+
+    @property
+    def has_single_process_inference(self) -> bool:
+        """True if only the first process validates and tests after the training."""
+        return bool(self.container.max_num_gpus_inference in (0, 1))
+
+    def check_before_model(self) -> None:
+        """Checks the checkpoint to continue from, before the user's code builds data and model."""
+        self._start = self._find_start()
+
+    # --- training -----------------------------------------------------------------------------------------------------
+
+    def _train(self) -> dict[str, float]:
+        """Trains the model, and returns the last value of every metric."""
+        data = self._prepare_training()
+        trainer = self.create_trainer(is_inference=False)
+        last = None if self.container.pl_fast_dev_run else self.container.checkpoint_folder / LAST_CHECKPOINT
+        trainer.callbacks.append(StopOnSignal(self.guard, last))  # type: ignore[attr-defined]
+        self._launcher = use_rank_launcher(
+            trainer, argv=self.argv, folder=self.start_directory, on_rank_failed=self.on_rank_failed
+        )
+        start = self._start
+        arguments: dict[str, Any] = {"datamodule": data}
+        if start is not None:
+            logger.info(f"Training continues from {start.path}")
+            arguments.update(ckpt_path=str(start.path), weights_only=start.is_weights_only)
+        try:
+            with working_directory(self.container.outputs_folder), explained_loading(start.path if start else None):
+                trainer.fit(self.container.model, **arguments)
+        finally:
+            self.guard.stop_deferring()
+        self.guard.raise_if_received()
+        self._has_failed = False
+        return as_numbers(trainer.callback_metrics)
+
+    def _prepare_training(self) -> LightningDataModule:
+        for method, is_mine in (
+            ("before_training_on_global_rank_zero", self.environment.is_global_rank_zero),
+            ("before_training_on_local_rank_zero", self.environment.is_local_rank_zero),
+            ("before_training_on_all_ranks", True),
+        ):
+            if is_mine:
+                with user_code(self.container, method):
+                    getattr(self.container, method)()
+        seed_all(self.container.get_effective_random_seed(), has_workers=True)
+        evaluated = [step for step in ("validation_step", "test_step") if self.has_step(step)]
+        return self.get_data("get_data_module", ["training_step", *evaluated])
+
+    def _end_ranks(self) -> None:
+        """Ends the communication with the other processes, and waits for those that this one started."""
+        from torch import distributed
+
+        if self._launcher is not None and self._has_failed:  # else the process group would wait for the others
+            self._launcher.end(is_failed=True)
+        if distributed.is_available() and distributed.is_initialized():
+            distributed.destroy_process_group()
+        if self._launcher is not None:
+            self._launcher.end(is_failed=False)
+
+    # --- checkpoints --------------------------------------------------------------------------------------------------
+
+    def _find_start(self) -> LoadableCheckpoint | None:
+        """Returns where training continues: after a restart the newest checkpoint of this run, else the user's."""
+        if self.container.run_inference_only:
+            return None
+        if self._may_have_been_restarted:
+            recovered = find_recovery_checkpoint(self.container.checkpoint_folder)
+            if recovered is not None:
+                return examine_checkpoint(recovered, is_trusted=True)
+        if not self.container.resume_training:
+            return None
+        path = self.required_source_checkpoint("--resume_training")
+        start = examine_checkpoint(path, is_trusted=self.is_trusted(path))
+        if start.finished_epochs >= self.container.max_epochs:
+            raise CheckpointError(
+                f"The checkpoint {path} has {start.finished_epochs} finished epochs, so with "
+                f"--max_epochs={self.container.max_epochs} nothing is left to train.",
+                "Give a larger --max_epochs, or use --run_inference_only to test the checkpoint.",
+            )
+        return start
+
+    @property
+    def _may_have_been_restarted(self) -> bool:
+        environment = self.environment
+        return environment.attempt > 0 or environment.run_folder is not None or environment.is_in_azureml
+
+    def _checkpoint_to_test(self) -> Path | None:
+        """Returns the checkpoint that the container chooses; None if the run keeps none, to test what is in memory."""
+        if self.container.pl_fast_dev_run:
+            return None
+        with user_code(self.container, "get_checkpoint_to_test", "It has to return the path of a checkpoint."):
+            checkpoint = Path(self.container.get_checkpoint_to_test())
+        if not checkpoint.is_absolute():
+            checkpoint = self.container.outputs_folder / checkpoint
+        if not checkpoint.is_file():
+            raise CheckpointError(
+                f"{type(self.container).__name__}.get_checkpoint_to_test returned {checkpoint}, which does not exist.",
+                f"These do: {', '.join(self._checkpoint_names()) or 'none'}.",
+            )
+        return checkpoint
+
+    def _checkpoint_names(self) -> list[str]:
+        return sorted(path.name for path in self.container.checkpoint_folder.glob("*.ckpt"))
+
+    # --- inference ----------------------------------------------------------------------------------------------------
+
+    def _announce_extra_validation(self) -> None:
+        if self.container.run_extra_val_epoch:
+            with user_code(self.container, "on_run_extra_validation_epoch"):
+                self.container.on_run_extra_validation_epoch()
+
+    def _infer(self, checkpoint: Path | None) -> dict[str, float]:
+        """Validates if asked to, tests if the model can, and returns the metrics."""
+        has_validation = self.container.run_extra_val_epoch or self.container.run_inference_only
+        steps = ["validation_step"] if has_validation and self.has_step("validation_step") else []
+        if self.container.has_custom_test_step():
+            steps.append("test_step")
+        if not steps:
+            return {}
+        with restored_environment():
+            trainer = self.create_trainer(is_inference=True)
+            data = self.get_data("get_data_module", steps)
+            return self.evaluate(trainer, data, checkpoint, has_validation="validation_step" in steps)

@@ -1,0 +1,63 @@
+"""Calls the user's methods, and says which of them failed and where."""
+
+from __future__ import annotations
+
+import linecache
+import sysconfig
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from health_ml.errors import ContainerError, HimlError
+from health_ml.settings import ENV_FULL_ERROR
+
+_PACKAGE = Path(__file__).resolve().parent.parent
+_CONFIGS = _PACKAGE / "configs"
+
+
+@contextmanager
+def user_code(owner: object, method: str, expected: str = "") -> Iterator[None]:
+    """Turns an exception in a method of the user's object into one that names the method and the line.
+
+    :param owner: The container or model.
+    :param method: Name of the method that the body calls.
+    :param expected: What the method should do or return, as a sentence.
+    :raises ContainerError: If the body raises anything but a HimlError, or tries to end the process.
+    """
+    try:
+        yield
+    except HimlError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise ContainerError(
+            f"{type(owner).__name__}.{method} failed with {describe_exception(error)}",
+            f"{expected} Set {ENV_FULL_ERROR}=1 to see the whole traceback.".strip(),
+        ) from error
+
+
+def describe_exception(error: BaseException) -> str:
+    """Returns type, message and the line of the user's code that raised, as a sentence."""
+    text = f"{type(error).__name__}: {error}".rstrip(": ").rstrip(".")
+    place = _users_line(error)
+    return f"{text} ({place})." if place else f"{text}."
+
+
+def _users_line(error: BaseException) -> str:
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_users(frame.filename)]
+    if not frames:
+        return ""
+    frame = frames[-1]
+    line = linecache.getline(frame.filename, frame.lineno or 0).strip()
+    return f"{frame.filename}, line {frame.lineno}, in {frame.name}: {line}"
+
+
+def _is_users(filename: str) -> bool:
+    """True for code that belongs neither to this package nor to an installed one nor to Python itself."""
+    path = Path(filename)
+    if path.is_relative_to(_CONFIGS):
+        return True
+    if filename.startswith("<") or path.is_relative_to(_PACKAGE):
+        return False
+    installed = {"site-packages", "dist-packages"}
+    return installed.isdisjoint(path.parts) and not path.is_relative_to(sysconfig.get_path("stdlib"))

@@ -1,0 +1,94 @@
+"""Decides how a checkpoint may be read, before anything depends on it."""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from health_ml.checkpoints.inspect import describe_refusal, read_progress, verify
+from health_ml.errors import CheckpointError
+
+
+@dataclass(frozen=True)
+class LoadableCheckpoint:
+    """A checkpoint that torch can load.
+
+    :param path: The file.
+    :param is_weights_only: True if torch's safe loader reads it. The full loader executes code that the file names.
+    :param finished_epochs: Number of epochs that were complete when it was written.
+    """
+
+    path: Path
+    is_weights_only: bool
+    finished_epochs: int
+
+
+def examine_checkpoint(path: Path, *, is_trusted: bool) -> LoadableCheckpoint:
+    """Returns how a checkpoint can be loaded. The tensors stay on the disk.
+
+    :param is_trusted: True if a run of this project wrote the file: only then may it need the full loader.
+    :raises CheckpointError: If the file is missing, damaged, not a Lightning checkpoint, or needs the full loader
+        without being trusted.
+    """
+    epoch = read_progress(path).epoch
+    try:
+        content, is_weights_only = _load(path, is_weights_only=True), True
+    except pickle.UnpicklingError as error:
+        if not is_trusted:
+            raise CheckpointError(describe_refusal(path, error)) from error
+        content, is_weights_only = _load(path, is_weights_only=False), False
+    if not isinstance(content.get("state_dict"), dict):
+        raise CheckpointError(
+            f"{path} is not a checkpoint of a Lightning model: it has no 'state_dict'.",
+            "Use a .ckpt file that a Trainer wrote.",
+        )
+    return LoadableCheckpoint(path, is_weights_only, _finished_epochs(content, epoch))
+
+
+@contextmanager
+def explained_loading(path: Path | None) -> Iterator[None]:
+    """Turns torch's complaint about a checkpoint that does not fit the model into one for the user.
+
+    :raises CheckpointError: If the body raises that complaint.
+    """
+    try:
+        yield
+    except (RuntimeError, KeyError) as error:
+        if path is None or "loading state_dict" not in str(error):
+            raise
+        raise CheckpointError(
+            f"The checkpoint {path} does not fit the model: {' '.join(str(error).split())}",
+            "Use the checkpoint of a run of the same model with the same parameters.",
+        ) from error
+
+
+def _load(path: Path, *, is_weights_only: bool) -> Any:
+    import torch  # loading is the first thing that needs it
+
+    try:
+        # Only the zip format can be mapped; the format before torch 1.6 has to be read.
+        return torch.load(path, map_location="cpu", weights_only=is_weights_only, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError:
+        if is_weights_only:
+            raise
+        verify(path)
+        raise
+    except Exception as error:  # unpickling can run code of the user's own classes, which can raise anything
+        verify(path)
+        raise CheckpointError(
+            f"The checkpoint {path} cannot be loaded: {type(error).__name__}: {error}",
+            "Was it written by a newer version of torch, or by a model whose code has changed?",
+        ) from error
+
+
+def _finished_epochs(content: dict[str, Any], epoch: int) -> int:
+    """Returns how many epochs were complete; in a checkpoint of the end of an epoch, one more than its index."""
+    try:
+        return int(content["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"])
+    except (KeyError, TypeError):  # written without the state of the loops
+        return epoch
