@@ -6,6 +6,7 @@ is lost if either process dies: ``mirror.json`` says how far it came, and :mod:`
 
 from __future__ import annotations
 
+import argparse
 import json
 import logging
 import os
@@ -18,13 +19,14 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import health_ml
 from health_ml.environment import environment_variables, process_environment
 from health_ml.planning.secrets import mask_text
 from health_ml.records.mirror_state import MirrorProgress, MirrorSettings, MirrorState, catch_up_hint, mirror_lock
-from health_ml.records.tracking import resolve_tracking_uri, split_credentials
-from health_ml.settings import ENV_MLFLOW_TRACKING_URI, RECORD_MIRROR_LOG_FILE
+from health_ml.records.tracking import NO_TRACKING, resolve_tracking_uri, split_credentials
+from health_ml.settings import ENV_MLFLOW_TRACKING_URI, RECORD_MIRROR_DOCUMENT, RECORD_MIRROR_LOG_FILE
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +34,7 @@ NICENESS = 15
 """On a machine whose processors are all busy, the mirror gets a thirtieth of one."""
 
 _STOP_SECONDS = 3.0
+_WITHOUT_MLFLOW = "--without_mlflow"
 
 MLFLOW_ENVIRONMENT = {
     "DO_NOT_TRACK": "true",
@@ -86,13 +89,14 @@ class WaitingMirror:
 
     Loading takes longer than a short training does, and nothing of it depends on the run.
 
+    :param has_mlflow: False for a mirror that will only write TensorBoard event files.
     :raises OSError: If the process cannot be started.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, has_mlflow: bool = True) -> None:
         self._environ = process_environment()
         self._process: subprocess.Popen[bytes] | None = subprocess.Popen(
-            [sys.executable, "-m", "health_ml.records.mirror"],
+            [sys.executable, "-m", "health_ml.records.mirror", *([] if has_mlflow else [_WITHOUT_MLFLOW])],
             # Where no file of the user can hide a module of the standard library.
             cwd="/",
             env={**self._environ, **MLFLOW_ENVIRONMENT, **_import_path(self._environ)},
@@ -162,14 +166,26 @@ def start_mirror(
         run_name=run_name,
         tensorboard_folder=str(tensorboard_folder.absolute()) if tensorboard_folder else "",
     )
+    _note_settings(record_folder, settings)
     variables = {**environ, **credentials, ENV_MLFLOW_TRACKING_URI: address}
     try:
         process = waiting.take(record_folder, settings, variables) if waiting else None
-        process = process or WaitingMirror().take(record_folder, settings, variables)
+        if process is None:
+            new = WaitingMirror(has_mlflow=address != NO_TRACKING)
+            process = new.take(record_folder, settings, variables)
     except OSError as error:
         logger.warning("The mirror cannot be started: %s. The record is not affected.", error)
         process = None
     return MirrorHandle(record_folder, settings, process)
+
+
+def _note_settings(record_folder: Path, settings: MirrorSettings) -> None:
+    """Writes down where to mirror to, so that the record can be mirrored later if the mirror never gets to work."""
+    if not (record_folder / f"{RECORD_MIRROR_DOCUMENT}.json").exists():
+        try:
+            MirrorProgress(settings=settings.masked()).save(record_folder)
+        except OSError as error:
+            logger.warning("Cannot write where the record is mirrored to: %s", error)
 
 
 def _import_path(environ: Mapping[str, str]) -> dict[str, str]:
@@ -219,10 +235,14 @@ def lower_priority() -> None:
 
 def main() -> None:
     """Loads what a mirror needs, reads from standard input what to mirror, and does it until the run has ended."""
+    parser = argparse.ArgumentParser(description="Mirrors the record of a run that standard input names.")
+    parser.add_argument(_WITHOUT_MLFLOW, action="store_true", help="Do not load MLflow before it is needed.")
+    arguments = parser.parse_args()
     lower_priority()
-    from health_ml.records.mlflow_store import load_client
+    if not arguments.without_mlflow:
+        from health_ml.records.mlflow_store import load_client
 
-    load_client()
+        load_client()
     order = _read_order()
     if order is not None:
         folder = Path(order["folder"])
@@ -234,7 +254,7 @@ def main() -> None:
     os._exit(0)
 
 
-def _read_order() -> dict[str, dict[str, str]] | None:
+def _read_order() -> dict[str, Any] | None:
     """Returns what to mirror, or None if the process that started this one has ended or changed its mind."""
     data = b""
     while not data.endswith(b"\n"):
@@ -242,7 +262,8 @@ def _read_order() -> dict[str, dict[str, str]] | None:
         if not chunk:
             return None
         data += chunk
-    return json.loads(data) if data.strip() else None
+    order: dict[str, Any] | None = json.loads(data) if data.strip() else None
+    return order
 
 
 def _redirect_output(log_file: Path) -> None:

@@ -100,7 +100,7 @@ def load_client() -> None:
     import mlflow.store.tracking.sqlalchemy_store
     from mlflow import MlflowClient
 
-    assert MlflowClient and mlflow.entities and health_ml.records.mirror_loop
+    logger.debug("Loaded %s, %s and %s", MlflowClient, mlflow.store, health_ml.records)
 
 
 def open_client(tracking_uri: str) -> MlflowClient:
