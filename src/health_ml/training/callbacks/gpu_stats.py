@@ -83,4 +83,4 @@ class GpuStatsCallback(Callback):
             self._program = None
             return
         for run_logger in trainer.loggers:
-            run_logger.log_metrics(metrics, step=trainer.fit_loop.epoch_loop._batches_that_stepped)
+            run_logger.log_metrics({**metrics, "epoch": trainer.current_epoch}, step=trainer.fit_loop.epoch_loop._batches_that_stepped)
