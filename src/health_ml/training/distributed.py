@@ -1,4 +1,4 @@
-"""Which devices a Trainer uses, and how it computes on them."""
+"""Which devices a Trainer uses, and how its processes find each other."""
 
 from __future__ import annotations
 
@@ -6,12 +6,16 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from health_ml.settings import ENV_ATTEMPT, ENV_RUN_FOLDER, ENV_RUN_ID, ENV_START_DIRECTORY
 
 if TYPE_CHECKING:
     from pytorch_lightning.strategies import Strategy
 
-    from health_ml.deep_learning_config import TrainerParams
+    from health_ml.deep_learning_config import RunPaths, TrainerParams
+    from health_ml.environment import RunEnvironment
 
 logger = logging.getLogger(__name__)
 
@@ -106,3 +110,20 @@ def choose_precision(container: TrainerParams, devices: Devices) -> str:
     import torch
 
     return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
+
+
+def child_environment(paths: RunPaths, environment: RunEnvironment, *, start_directory: Path) -> dict[str, str]:
+    """Returns the environment variables that make another process work for the same run.
+
+    :param paths: The folders of the run.
+    :param environment: Where this process runs.
+    :param start_directory: Where the user typed the command.
+    """
+    variables = {
+        ENV_RUN_ID: paths.run_id,
+        ENV_START_DIRECTORY: str(start_directory.absolute()),
+        ENV_ATTEMPT: str(environment.attempt),
+    }
+    if not environment.is_in_azureml:
+        variables[ENV_RUN_FOLDER] = str(paths.outputs.absolute())
+    return variables

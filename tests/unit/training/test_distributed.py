@@ -10,9 +10,11 @@ import torch
 from pytorch_lightning.strategies import DDPStrategy
 from tests.unit.training.tiny import tiny_container
 
+from health_ml.environment import RunEnvironment
 from health_ml.training.distributed import (
     PROCESS_GROUP_TIMEOUT,
     Devices,
+    child_environment,
     choose_devices,
     choose_precision,
     create_strategy,
@@ -180,3 +182,21 @@ def test_warning_about_repeated_samples(
     _devices(container, {}, num_nodes=1, is_inference=True)
 
     assert "Inference on 2 GPUs repeats some samples" in caplog.text
+
+
+def test_child_environment(tmp_path: Path) -> None:
+    paths = tiny_container(tmp_path / "run").run_paths
+
+    variables = child_environment(paths, RunEnvironment(attempt=2), start_directory=tmp_path)
+
+    child = RunEnvironment.from_env({**variables, "LOCAL_RANK": "1"})
+    assert (child.run_id, child.run_folder, child.start_directory) == ("tiny_run", tmp_path / "run", tmp_path)
+    assert (child.attempt, child.rank) == (2, 1)
+
+
+def test_child_environment_in_a_job(tmp_path: Path) -> None:
+    paths = tiny_container(tmp_path).run_paths
+
+    variables = child_environment(paths, RunEnvironment(is_in_azureml=True), start_directory=tmp_path)
+
+    assert RunEnvironment.from_env(variables).run_folder is None
