@@ -260,12 +260,10 @@ def main() -> None:
 
 def _wait_for_order() -> NoReturn:
     """Loads what a mirror needs, reads from standard input what to mirror, and does it; ends if there is nothing."""
-    from health_ml.records import mirror_loop
     from health_ml.records.mlflow_store import load_client
 
     lower_priority()
     load_client()
-    assert mirror_loop
     data = b""
     while not data.endswith(b"\n"):
         chunk = os.read(sys.stdin.fileno(), 65536)

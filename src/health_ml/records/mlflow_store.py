@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import importlib
 import json
 import logging
 import math
@@ -95,11 +96,8 @@ def database_path(tracking_uri: str) -> Path | None:
 
 def load_client() -> None:
     """Imports what :func:`open_client` and a store in a database need, which takes some seconds."""
-    import mlflow.entities
-    import mlflow.store.tracking.sqlalchemy_store
-    from mlflow import MlflowClient
-
-    assert MlflowClient and mlflow.entities
+    for module in ("mlflow", "mlflow.entities", "mlflow.store.tracking.sqlalchemy_store"):
+        importlib.import_module(module)
 
 
 def open_client(tracking_uri: str) -> MlflowClient:
