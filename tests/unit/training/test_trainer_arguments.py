@@ -10,6 +10,7 @@ import pytest
 from pytorch_lightning import Callback
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger
+from tests.unit.training.tiny import TinyContainer, tiny_container
 
 from health_ml.cli.parse import parse
 from health_ml.errors import ContainerError
@@ -17,7 +18,6 @@ from health_ml.training.checkpoint_io import AtomicCheckpointIO
 from health_ml.training.loggers.run_logger import RunLogger
 from health_ml.training.loggers.storing_logger import StoringLogger
 from health_ml.training.trainer import create_lightning_trainer
-from tests.unit.training.tiny import TinyContainer, tiny_container
 
 
 class Marker(Callback):
@@ -115,7 +115,9 @@ def test_unknown_argument(tmp_path: Path) -> None:
     container = tiny_container(tmp_path)
     container.arguments = {"gradient_clip_value": 1, "gpus": 2}
 
-    with pytest.raises(ContainerError, match="no argument 'gradient_clip_value'. Did you mean .gradient_clip_val") as e:
+    with pytest.raises(
+        ContainerError, match=r"no argument 'gradient_clip_value'. Did you mean .gradient_clip_val"
+    ) as e:
         create_lightning_trainer(container)
 
     assert "TinyContainer.get_trainer_arguments" in str(e.value)
@@ -145,7 +147,7 @@ def test_callbacks_that_are_none(tmp_path: Path) -> None:
     container = tiny_container(tmp_path)
     container.callbacks = [TinyContainer]
 
-    with pytest.raises(ContainerError, match="get_callbacks returned <class .*TinyContainer'> as a callback"):
+    with pytest.raises(ContainerError, match=r"get_callbacks returned <class .*TinyContainer'> as a callback"):
         create_lightning_trainer(container)
 
 
