@@ -57,10 +57,11 @@ def console_entry_point() -> None:
 
 
 def _run(arguments: list[str], on_result: Callable[[RunResult], None] | None) -> int:
+    current_directory = _current_directory()  # first of all, because param cannot be imported where there is none
     from health_ml.cli.command_line import read_command_line
 
     if arguments[:1] == [COMPLETE_WORDS]:
-        return _complete(arguments[1:])
+        return _complete(arguments[1:], current_directory)
     command = read_command_line(arguments)
     if command.is_version:
         from health_ml.version import __version__
@@ -73,7 +74,7 @@ def _run(arguments: list[str], on_result: Callable[[RunResult], None] | None) ->
     from health_ml.environment import RunEnvironment
 
     environment = RunEnvironment.from_env(os.environ)
-    start_directory = environment.start_directory or _current_directory()
+    start_directory = environment.start_directory or current_directory
     if command.is_help:
         from health_ml.cli.help import help_text
 
@@ -122,10 +123,10 @@ def _run_experiment(
     return result
 
 
-def _complete(words: list[str]) -> int:
+def _complete(words: list[str], folder: Path) -> int:
     from health_ml.cli.completion import candidates
 
-    return _print("\n".join(candidates(words, folder=_current_directory())))
+    return _print("\n".join(candidates(words, folder=folder)))
 
 
 def _current_directory() -> Path:
