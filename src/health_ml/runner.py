@@ -15,6 +15,7 @@ from health_ml.settings import ENV_FULL_ERROR
 if TYPE_CHECKING:
     from health_ml.cli.command_line import CommandLine
     from health_ml.environment import RunEnvironment
+    from health_ml.records.mirror import WaitingMirror
     from health_ml.training.result import RunResult
 
 EXIT_INTERRUPTED = 130
@@ -101,26 +102,48 @@ def _run_experiment(
     draft = read_experiment(command, start_directory=start_directory)
     # Before the model is imported, because Lightning brings its own handler where there is none.
     configure_logging(draft.config.log_level, environment.local_rank)
-    parsed = complete(draft, arguments, environment=environment)
-    configure_logging(parsed.experiment_config.log_level, environment.local_rank)
     if command.is_print_config:
         from health_ml.cli.show_config import render_config
 
-        _print(render_config(parsed))
+        _print(render_config(complete(draft, arguments, environment=environment)))
         return None
-    from health_ml.backends.in_process import run_in_process
+    with _waiting_mirror(draft.config.tracking_uri, environment, start_directory) as mirror:
+        parsed = complete(draft, arguments, environment=environment)
+        configure_logging(parsed.experiment_config.log_level, environment.local_rank)
+        from health_ml.backends.in_process import run_in_process
 
-    result = run_in_process(
-        parsed.experiment_config,
-        parsed.container,
-        environment=environment,
-        project_root=start_directory,
-        argv=parsed.argv,
-        sources=parsed.sources,
-    )
+        result = run_in_process(
+            parsed.experiment_config,
+            parsed.container,
+            environment=environment,
+            project_root=start_directory,
+            argv=parsed.argv,
+            sources=parsed.sources,
+            waiting_mirror=mirror,
+        )
     if environment.is_global_rank_zero:
         _print(render_summary(result))
     return result
+
+
+@contextmanager
+def _waiting_mirror(
+    tracking_uri: str, environment: RunEnvironment, start_directory: Path
+) -> Iterator[WaitingMirror | None]:
+    """Starts the process of the mirror, which loads MLflow while the model is imported, if it will be needed."""
+    from health_ml.records.tracking import NO_TRACKING, resolve_tracking_uri
+
+    uri = resolve_tracking_uri(tracking_uri, environ=os.environ, project_root=start_directory)
+    if uri == NO_TRACKING or not environment.is_global_rank_zero:
+        yield None
+        return
+    from health_ml.records.mirror import WaitingMirror
+
+    mirror = WaitingMirror()
+    try:
+        yield mirror
+    finally:
+        mirror.close()
 
 
 def _complete(words: list[str], folder: Path) -> int:

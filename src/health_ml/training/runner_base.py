@@ -139,13 +139,14 @@ class RunnerBase:
 
     def create_trainer(self, *, is_inference: bool) -> Trainer:
         """Returns a Trainer for the container."""
-        trainer, _ = create_lightning_trainer(
-            self.container,
-            1 if is_inference else self.experiment_config.num_nodes,
-            environment=self.environment,
-            record=self.record,
-            is_inference=is_inference,
-        )
+        with user_code(self.container, "get_trainer_arguments or get_callbacks"):
+            trainer, _ = create_lightning_trainer(
+                self.container,
+                1 if is_inference else self.experiment_config.num_nodes,
+                environment=self.environment,
+                record=self.record,
+                is_inference=is_inference,
+            )
         return trainer
 
     def evaluate(
