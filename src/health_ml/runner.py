@@ -14,6 +14,7 @@ from health_ml.settings import ENV_FULL_ERROR
 
 if TYPE_CHECKING:
     from health_ml.cli.command_line import CommandLine
+    from health_ml.cli.draft import Draft
     from health_ml.environment import RunEnvironment
     from health_ml.records.mirror import WaitingMirror
     from health_ml.training.result import RunResult
@@ -107,7 +108,7 @@ def _run_experiment(
 
         _print(render_config(complete(draft, arguments, environment=environment)))
         return None
-    with _waiting_mirror(draft.config.tracking_uri, environment, start_directory) as mirror:
+    with _waiting_mirror(draft, environment, start_directory) as mirror:
         parsed = complete(draft, arguments, environment=environment)
         configure_logging(parsed.experiment_config.log_level, environment.local_rank)
         from health_ml.backends.in_process import run_in_process
@@ -127,13 +128,14 @@ def _run_experiment(
 
 
 @contextmanager
-def _waiting_mirror(
-    tracking_uri: str, environment: RunEnvironment, start_directory: Path
-) -> Iterator[WaitingMirror | None]:
+def _waiting_mirror(draft: Draft, environment: RunEnvironment, start_directory: Path) -> Iterator[WaitingMirror | None]:
     """Starts the process of the mirror, which loads MLflow while the model is imported, if it will be needed."""
     from health_ml.records.tracking import NO_TRACKING, resolve_tracking_uri
 
-    uri = resolve_tracking_uri(tracking_uri, environ=os.environ, project_root=start_directory)
+    if not draft.config.model or draft.problems:  # there will be no run
+        yield None
+        return
+    uri = resolve_tracking_uri(draft.config.tracking_uri, environ=os.environ, project_root=start_directory)
     if uri == NO_TRACKING or not environment.is_global_rank_zero:
         yield None
         return
