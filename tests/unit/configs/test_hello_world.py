@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pytorch_lightning import Trainer, seed_everything
+import torch
+from pytorch_lightning import Trainer
 
 from health_ml.configs.hello_world import HelloWorld, load_points, split_rows
 from health_ml.environment import working_directory
@@ -55,7 +56,7 @@ def test_container_hands_its_fold_to_the_data_module() -> None:
 
 def test_training_fits_the_line_and_writes_the_test_errors(tmp_path: Path) -> None:
     container = HelloWorld()
-    seed_everything(1)
+    torch.manual_seed(1)
     model, data = container.create_lightning_module(), container.get_data_module()
     trainer = Trainer(
         max_epochs=container.max_epochs,

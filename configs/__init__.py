@@ -1,0 +1,1 @@
+"""Containers and presets outside the package, as those of a user are."""
