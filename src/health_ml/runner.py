@@ -15,6 +15,7 @@ from health_ml.settings import ENV_FULL_ERROR
 if TYPE_CHECKING:
     from health_ml.cli.command_line import CommandLine
     from health_ml.environment import RunEnvironment
+    from health_ml.records.mirror import WaitingMirror
     from health_ml.training.result import RunResult
 
 EXIT_INTERRUPTED = 130
@@ -57,10 +58,11 @@ def console_entry_point() -> None:
 
 
 def _run(arguments: list[str], on_result: Callable[[RunResult], None] | None) -> int:
+    current_directory = _current_directory()  # first of all, because param cannot be imported where there is none
     from health_ml.cli.command_line import read_command_line
 
     if arguments[:1] == [COMPLETE_WORDS]:
-        return _complete(arguments[1:])
+        return _complete(arguments[1:], current_directory)
     command = read_command_line(arguments)
     if command.is_version:
         from health_ml.version import __version__
@@ -73,11 +75,15 @@ def _run(arguments: list[str], on_result: Callable[[RunResult], None] | None) ->
     from health_ml.environment import RunEnvironment
 
     environment = RunEnvironment.from_env(os.environ)
-    start_directory = environment.start_directory or _current_directory()
+    start_directory = environment.start_directory or current_directory
     if command.is_help:
         from health_ml.cli.help import help_text
 
         return _print(help_text(command, start_directory=start_directory))
+    if command.sync:
+        from health_ml.cli.sync_run import sync_run
+
+        return _print(sync_run(command, start_directory=start_directory))
     result = _run_experiment(arguments, command, environment=environment, start_directory=start_directory)
     if result is None:
         return 0
@@ -96,32 +102,54 @@ def _run_experiment(
     draft = read_experiment(command, start_directory=start_directory)
     # Before the model is imported, because Lightning brings its own handler where there is none.
     configure_logging(draft.config.log_level, environment.local_rank)
-    parsed = complete(draft, arguments, environment=environment)
-    configure_logging(parsed.experiment_config.log_level, environment.local_rank)
     if command.is_print_config:
         from health_ml.cli.show_config import render_config
 
-        _print(render_config(parsed))
+        _print(render_config(complete(draft, arguments, environment=environment)))
         return None
-    from health_ml.backends.in_process import run_in_process
+    with _waiting_mirror(draft.config.tracking_uri, environment, start_directory) as mirror:
+        parsed = complete(draft, arguments, environment=environment)
+        configure_logging(parsed.experiment_config.log_level, environment.local_rank)
+        from health_ml.backends.in_process import run_in_process
 
-    result = run_in_process(
-        parsed.experiment_config,
-        parsed.container,
-        environment=environment,
-        project_root=start_directory,
-        argv=parsed.argv,
-        sources=parsed.sources,
-    )
+        result = run_in_process(
+            parsed.experiment_config,
+            parsed.container,
+            environment=environment,
+            project_root=start_directory,
+            argv=parsed.argv,
+            sources=parsed.sources,
+            waiting_mirror=mirror,
+        )
     if environment.is_global_rank_zero:
         _print(render_summary(result))
     return result
 
 
-def _complete(words: list[str]) -> int:
+@contextmanager
+def _waiting_mirror(
+    tracking_uri: str, environment: RunEnvironment, start_directory: Path
+) -> Iterator[WaitingMirror | None]:
+    """Starts the process of the mirror, which loads MLflow while the model is imported, if it will be needed."""
+    from health_ml.records.tracking import NO_TRACKING, resolve_tracking_uri
+
+    uri = resolve_tracking_uri(tracking_uri, environ=os.environ, project_root=start_directory)
+    if uri == NO_TRACKING or not environment.is_global_rank_zero:
+        yield None
+        return
+    from health_ml.records.mirror import WaitingMirror
+
+    mirror = WaitingMirror()
+    try:
+        yield mirror
+    finally:
+        mirror.close()
+
+
+def _complete(words: list[str], folder: Path) -> int:
     from health_ml.cli.completion import candidates
 
-    return _print("\n".join(candidates(words, folder=_current_directory())))
+    return _print("\n".join(candidates(words, folder=folder)))
 
 
 def _current_directory() -> Path:

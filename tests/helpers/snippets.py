@@ -15,7 +15,6 @@ shows stands for the run that was the newest of its model when the id first appe
 
 from __future__ import annotations
 
-import doctest
 import os
 import re
 import shlex
@@ -25,16 +24,21 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from health_ml.testing import invoke
 from tests.helpers.police import REPOSITORY
+
+from health_ml.settings import ENV_MLFLOW_TRACKING_URI
+from health_ml.testing import invoke
 
 RUN_ID = re.compile(r"\d{4}-\d\d-\d\dT\d{6}Z_(\w+)")
 PROGRAMS = ("cat", "cp", "head", "ls", "mkdir", "rm", "tail")
 """Small programs that a page may use besides himl-runner and python."""
 
 _COMMENT = re.compile(r"<!-- (\w[\w ]*?)(?:: (.*?))? -->")
+_ELLIPSIS = re.compile(r"\.\.\.(?!\.)")
 _FENCE = re.compile(r"^(\s*)(`{3,})([\w{}:.-]*)(.*)$")
-_OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+
+Output = tuple[str, str]
+"""What a command printed on standard output and on standard error."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,7 @@ class Page:
     """The folder and the memory of a page whose snippets run."""
 
     folder: Path
+    environment: dict[str, str] = field(default_factory=dict)
     run_ids: dict[str, str] = field(default_factory=dict)
 
     def run(self, snippet: Snippet) -> None:
@@ -107,7 +112,7 @@ class Page:
         elif snippet.language == "console":
             self._run_console(snippet, where)
         elif snippet.language == "python" and snippet.directive == "run":
-            self._check_output(self._run_program([sys.executable, "-c", self._real(snippet.text)], 0), "", where)
+            self._check_output(self._run_program([sys.executable, "-c", self._real(snippet.text)], 0, {}), "", where)
         else:
             raise AssertionError(f"{where} has no comment that says what to do with it")
 
@@ -120,51 +125,74 @@ class Page:
             output = self._run_command(shlex.split(self._real(command)), exit_code)
             self._check_output(output, expected, f"{command!r} in {where}")
 
-    def _run_command(self, words: list[str], exit_code: int) -> str:
-        variables = {}
-        while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
-            name, _, variables_value = words.pop(0).partition("=")
-            variables[name] = variables_value
+    def _run_command(self, words: list[str], exit_code: int) -> Output:
+        environment = dict(self.environment)
+        while re.fullmatch(r"[A-Z_]+=.*", words[0]):
+            name, _, value = words.pop(0).partition("=")
+            environment[name] = value
         if words[0] == "himl-runner":
-            result = invoke(words[1:], folder=self.folder, environment=variables)
-            output = result.stdout + result.stderr
-            assert result.exit_code == exit_code, f"exit code {result.exit_code}, not {exit_code}:\n{output}"
-            return output
-        if words[0] == "python":
-            return self._run_program([sys.executable, *words[1:]], exit_code, variables)
-        assert words[0] in PROGRAMS, f"a page cannot run {words[0]}"
-        if words[0] == "cp":
-            shutil.copy(self.folder / words[1], self.folder / words[2])
-            return ""
-        return self._run_program(words, exit_code, variables)
+            result = invoke(words[1:], folder=self.folder, environment=environment)
+            return _checked((result.stdout, result.stderr), result.exit_code, exit_code)
+        assert words[0] == "python" or words[0] in PROGRAMS, f"a page cannot run {words[0]}"
+        program = sys.executable if words[0] == "python" else words[0]
+        return self._run_program([program, *words[1:]], exit_code, environment)
 
-    def _run_program(self, words: list[str], exit_code: int, variables: dict[str, str] | None = None) -> str:
+    def _run_program(self, words: list[str], exit_code: int, environment: dict[str, str]) -> Output:
+        variables = {**os.environ, **environment}
         finished = subprocess.run(
-            words, cwd=self.folder, env={**os.environ, **(variables or {})}, capture_output=True, text=True,
-            timeout=120, check=False,
-        )  # fmt: skip
-        output = finished.stdout + finished.stderr
-        assert finished.returncode == exit_code, f"exit code {finished.returncode}, not {exit_code}:\n{output}"
-        return output
+            words, cwd=self.folder, env=variables, capture_output=True, text=True, timeout=120, check=False
+        )
+        return _checked((finished.stdout, finished.stderr), finished.returncode, exit_code)
 
-    def _check_output(self, output: str, expected: str, where: str) -> None:
-        """Checks that what the page shows was printed, in that order; what it leaves out with ``...`` may be there."""
-        if not expected.strip():
+    def _check_output(self, output: Output, expected: str, where: str) -> None:
+        """Checks that what the page shows was printed, in that order; what it leaves out with ``...`` may be there.
+
+        A page may show standard output, standard error, or one after the other.
+        """
+        shown = self._real(expected)
+        if not shown.strip():
             return
-        pattern = self._real(expected)
-        if not doctest.OutputChecker().check_output(pattern, output, _OPTIONS):
-            raise AssertionError(f"{where} printed\n{output}\nand the page shows\n{pattern}")
+        pattern = shown_as_pattern(shown)
+        printed = [output[0], output[1], "".join(output)]
+        if not any(pattern.fullmatch(text.rstrip() + "\n") for text in printed):
+            raise AssertionError(f"{where} printed\n{printed[2]}\nand the page shows\n{shown}")
 
     def _real(self, text: str) -> str:
         """Returns the text with the ids of this page's runs in place of those that the page shows."""
         for match in RUN_ID.finditer(text):
             shown = match[0]
             if shown not in self.run_ids:
-                runs = sorted(self.folder.glob(f"**/*Z_{match[1]}"), key=lambda path: path.stat().st_mtime)
-                if not runs:
+                if not (runs := self._runs_of(match[1])):
                     continue
-                self.run_ids[shown] = runs[-1].name
+                self.run_ids[shown] = runs[-1]
         return RUN_ID.sub(lambda match: self.run_ids.get(match[0], match[0]), text)
+
+    def _runs_of(self, model: str) -> list[str]:
+        """Returns the ids of the runs of a model, the newest last. Runs of the same second have a number."""
+        pattern = re.compile(rf"(\d{{4}}-\d\d-\d\dT\d{{6}}Z)_{model}(?:_(\d+))?")
+        matches = [pattern.fullmatch(path.name) for path in self.folder.glob(f"**/*Z_{model}*")]
+        found = [match for match in matches if match is not None]
+        return [match[0] for match in sorted(found, key=lambda match: (match[1], int(match[2] or 0)))]
+
+
+def _checked(printed: Output, exit_code: int, expected: int) -> Output:
+    assert exit_code == expected, f"exit code {exit_code}, not {expected}:\n{''.join(printed)}"
+    return printed
+
+
+def shown_as_pattern(shown: str) -> re.Pattern[str]:
+    """Returns the pattern of an output: ``...`` alone on a line stands for any lines, and in a line for any text.
+
+    The width of white space does not matter.
+    """
+    parts = []
+    for line in shown.rstrip().splitlines():
+        if line.strip() == "...":
+            parts.append(r"(?:.*\n)*?")
+            continue
+        texts = [r"\s+".join(map(re.escape, re.split(r"\s+", text))) for text in _ELLIPSIS.split(line.strip())]
+        parts.append(r"[ \t]*" + ".*?".join(texts) + r"[ \t]*\n")
+    return re.compile("".join(parts))
 
 
 def _split_console(text: str) -> list[tuple[str, str]]:
@@ -180,8 +208,11 @@ def _split_console(text: str) -> list[tuple[str, str]]:
 
 
 def make_page(folder: Path, text: str) -> Page:
-    """Returns a page with its own folder, with what a clone holds if it takes place in one."""
+    """Returns a page with its own folder, with what a clone holds if it takes place in one.
+
+    Runs go to MLflow only on a page that is about it: elsewhere, waiting for that would take most of the time.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     if is_in_clone(text):
         shutil.copytree(REPOSITORY / "configs", folder / "configs", ignore=shutil.ignore_patterns("__pycache__"))
-    return Page(folder)
+    return Page(folder, environment={} if "mlflow.db" in text else {ENV_MLFLOW_TRACKING_URI: "none"})

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from tests.helpers.police import REPOSITORY
-from tests.helpers.snippets import Page, Snippet, make_page, read_snippets
+from tests.helpers.snippets import Page, Snippet, make_page, read_snippets, shown_as_pattern
 
 PAGES = sorted([REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *(REPOSITORY / "docs").rglob("*.md")])
 
@@ -94,6 +94,22 @@ def test_example_page_runs(tmp_path: Path) -> None:
 def test_page_that_is_wrong_fails(snippet: Snippet, message: str, tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match=message):
         Page(tmp_path).run(snippet)
+
+
+@pytest.mark.parametrize(
+    ("shown", "output", "is_match"),
+    [
+        ("a\n...\nb", "a\nb\n", True),
+        ("a\n...\nb", "a\nc\nd\nb\n", True),
+        ("a\n...", "b\na\n", False),
+        ("...\nx ... y\n...", "1\nx 2  y\n3\n", True),
+        ("loss 0....", "loss     0.123\n", True),
+        ("a", "a\nb\n", False),
+        ("(a|b) [c] *", "(a|b) [c] *\n", True),
+    ],
+)
+def test_output_that_a_page_shows(shown: str, output: str, is_match: bool) -> None:
+    assert bool(shown_as_pattern(shown).fullmatch(output)) is is_match
 
 
 def test_run_ids_of_the_page_stand_for_real_ones(tmp_path: Path) -> None:

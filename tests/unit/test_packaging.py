@@ -184,7 +184,7 @@ def test_imports_of_the_tests_are_declared() -> None:
     names: dict[str, Path] = {}
     for folder in ("tests", "benchmarks", "configs", "docs"):
         names.update(_imported_names(REPOSITORY / folder))
-    declared = {*_core(), *_development(), "packaging"}  # packaging comes with pytest
+    declared = {*_core(), *_development(), "packaging", "docutils"}  # these come with pytest and Sphinx
     assert {name: str(file) for name, file in _distributions_of(names).items() if name not in declared} == {}
 
 

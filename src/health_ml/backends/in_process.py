@@ -22,19 +22,17 @@ from health_ml.lightning_container import LightningContainer
 from health_ml.planning.secrets import mask_arguments
 from health_ml.records.record import RunRecord, RunStatus
 from health_ml.settings import (
-    ENV_ATTEMPT,
     ENV_EXPERIMENT_NAME,
-    ENV_RUN_FOLDER,
-    ENV_RUN_ID,
-    ENV_START_DIRECTORY,
     ENV_TORCH_DISTRIBUTED_DEBUG,
 )
+from health_ml.training.distributed import child_environment
+from health_ml.training.effective import check_effective
 from health_ml.training.result import RunOutcome, RunResult
 from health_ml.training.signals import RunInterrupted, SignalGuard
 from health_ml.training.user_code import describe_exception, user_code
 
 if TYPE_CHECKING:
-    from health_ml.records.mirror import MirrorHandle
+    from health_ml.records.mirror import MirrorHandle, WaitingMirror
     from health_ml.training.runner_base import RunnerBase
 
 logger = logging.getLogger(__name__)
@@ -51,6 +49,7 @@ def run_in_process(
     project_root: Path,
     argv: Sequence[str],
     sources: Mapping[str, str],
+    waiting_mirror: WaitingMirror | None = None,
 ) -> RunResult:
     """Runs the experiment that the container describes, and returns how it ended.
 
@@ -58,6 +57,7 @@ def run_in_process(
     :param project_root: The folder for outputs and the default MLflow store.
     :param argv: The command line, for the record and for the other processes of a distributed training.
     :param sources: Where the value of each parameter comes from, for the record.
+    :param waiting_mirror: A process that is ready to become the mirror of the record.
     :raises HimlError: If something is wrong with the input, or with the user's code; the record says FAILED then.
     """
     project_root = project_root.absolute()
@@ -69,7 +69,7 @@ def run_in_process(
         container.model_name, environment=environment, project_root=project_root, output_to=container.output_to
     )
     container.set_run_paths(paths)
-    run = _Run(experiment_config, container, environment, project_root, argv)
+    run = _Run(experiment_config, container, environment, project_root, argv, waiting_mirror)
     with restored_environment(), run.variables():
         if environment.is_global_rank_zero:
             return run.with_record(sources)
@@ -86,12 +86,14 @@ class _Run:
         environment: RunEnvironment,
         project_root: Path,
         argv: Sequence[str],
+        waiting_mirror: WaitingMirror | None,
     ) -> None:
         self.config = experiment_config
         self.container = container
         self.environment = environment
         self.project_root = project_root
         self.argv = argv
+        self.waiting_mirror = waiting_mirror
         self.paths: RunPaths = container.run_paths
 
     @property
@@ -139,6 +141,7 @@ class _Run:
             run_name=self.container.tag or self.paths.run_id,
             tensorboard_folder=self.paths.lightning_logs,
             project_root=self.project_root,
+            waiting=self.waiting_mirror,
         )
 
     @contextmanager
@@ -148,11 +151,7 @@ class _Run:
             values: dict[str, str | None] = {
                 str(name): str(value) for name, value in self.container.get_additional_environment_variables().items()
             }
-        values[ENV_RUN_ID] = self.paths.run_id
-        values[ENV_START_DIRECTORY] = str(self.start_directory)
-        values[ENV_ATTEMPT] = str(self.environment.attempt)
-        if not self.environment.is_in_azureml:
-            values[ENV_RUN_FOLDER] = str(self.paths.outputs)
+        values.update(child_environment(self.paths, self.environment, start_directory=self.start_directory))
         with environment_variables(values), self._debugging_of_processes():
             yield
 
@@ -170,6 +169,19 @@ class _Run:
                 yield
         finally:
             set_debug_level_from_env()
+
+    def compare_with_expected_results(self) -> None:
+        """Compares the outputs with the folder of expected results if there is one.
+
+        :raises RegressionTestError: If they differ.
+        """
+        folder = self.container.regression_test_folder
+        # The expected results of a cross-validation are those of its first fold.
+        if folder is None or (self.container.is_running_crossval and self.container.crossval_index):
+            return
+        from health_ml.training.regression import compare_folders_and_run_outputs  # few runs need it
+
+        compare_folders_and_run_outputs(folder, self.paths.outputs, self.container.regression_test_csv_tolerance)
 
     def without_record(self) -> RunResult:
         """Runs as one of the processes that help the first one; that one writes down how the run went."""
@@ -234,7 +246,9 @@ class _RecordedRun:
                 self._open(sources)
                 runner = self._run.runner(self._record, self._guard)
                 runner.on_rank_failed = self._note_failed_rank
+                runner.on_model_created = lambda: check_effective(self._run.container, sources)
                 outcome = runner.run()
+                self._run.compare_with_expected_results()
                 self._guard.start_deferring()
             except RunInterrupted as interruption:
                 messages = self._close(interruption.status, str(interruption))

@@ -214,11 +214,11 @@ def _enum_member(class_: type[Enum], text: str) -> Enum:
     """
     wanted = text.strip().removeprefix(f"{class_.__name__}.")
     for fold in (str, str.casefold):
-        matches = {member for member in class_ if fold(wanted) in (fold(str(member.value)), fold(member.name))}
+        matches = [m for m in class_ if fold(wanted) in (fold(str(m.value)), fold(m.name))]
         if len(matches) == 1:
-            return matches.pop()
+            return matches[0]
         if matches:
-            raise ValueError(f"{text!r} is ambiguous: {join_choices(sorted(str(m.value) for m in matches))}.")
+            raise ValueError(f"{text!r} is ambiguous: {join_choices([str(m.value) for m in matches])}.")
     raise _NotThatType(text)
 
 

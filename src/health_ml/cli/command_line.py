@@ -27,6 +27,11 @@ class RunnerFlags(param.Parameterized):
     print_config = param.Boolean(
         default=False, doc="Show each value and where it comes from, as a file for --config, and exit."
     )
+    sync = param.String(
+        default="",
+        doc="Id of a run whose record is to be carried over to MLflow and TensorBoard now, because it could not be "
+        "while the run lasted. Heeds --tracking_uri and --output_to.",
+    )
     completion = param.Selector(  # type: ignore[var-annotated]
         default=None,
         objects=list(SHELLS),
@@ -51,6 +56,7 @@ class CommandLine:
     is_help: bool
     is_version: bool
     is_print_config: bool
+    sync: str
     completion: str | None
     config_files: tuple[str, ...]
     flags: tuple[GivenFlag, ...]
@@ -82,6 +88,7 @@ def read_command_line(argv: Sequence[str]) -> CommandLine:
         is_help=bool(options.help),
         is_version=bool(options.version),
         is_print_config=bool(options.print_config),
+        sync=options.sync,
         completion=options.completion,
         config_files=tuple(files),
         flags=tuple(flag for flag in assigned.rest if isinstance(flag, GivenFlag)),

@@ -109,8 +109,10 @@ def read_config_files(files: Iterable[str], *, start_directory: Path) -> list[Fi
 
 
 def _read(file: str, path: Path) -> list[FileEntry]:
-    loader = yaml.SafeLoader(path.read_bytes())
+    content = path.read_bytes()
+    loader = None
     try:
+        loader = yaml.SafeLoader(content)
         root = loader.get_single_node()
         if root is None:
             return []
@@ -125,7 +127,8 @@ def _read(file: str, path: Path) -> list[FileEntry]:
     except (RecursionError, TypeError, OverflowError) as error:
         raise ValueError(f"its values are nested too deeply or not usable ({type(error).__name__}).") from error
     finally:
-        loader.dispose()
+        if loader is not None:
+            loader.dispose()
 
 
 def _entries(loader: yaml.SafeLoader, mapping: yaml.MappingNode, *, file: str, prefix: str) -> list[FileEntry]:

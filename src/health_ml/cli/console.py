@@ -102,10 +102,12 @@ def _aligned(rows: Iterable[tuple[str, str]]) -> list[str]:
 def _mlflow_row(record: Path) -> list[tuple[str, str]]:
     """Returns how to open the store that the mirror wrote to, if there is one."""
     try:
-        uri = json.loads((record / f"{RECORD_MIRROR_DOCUMENT}.json").read_text(encoding="utf-8"))["tracking_uri"]
+        uri = json.loads((record / f"{RECORD_MIRROR_DOCUMENT}.json").read_text(encoding="utf-8"))["settings"][
+            "tracking_uri"
+        ]
     except (OSError, ValueError, KeyError, TypeError):
         return []
-    if not isinstance(uri, str) or not uri:
+    if not isinstance(uri, str) or uri in ("", "none"):
         return []
     if uri.startswith(("http://", "https://")):
         return [("MLflow", uri)]

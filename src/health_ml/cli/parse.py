@@ -67,7 +67,9 @@ def complete(draft: Draft, argv: Sequence[str], *, environment: RunEnvironment) 
     draft.raise_problems()
     update_experiment_config(draft, container)
     make_paths_absolute(container, draft.start_directory)
-    problems = check_combination(draft.config, container, _typed(draft, container), environment=environment)
+    typed = _typed(draft, container)
+    container.set_typed_parameters(typed)
+    problems = check_combination(draft.config, container, typed, environment=environment)
     try:
         call_user_code(container.validate)
     except ArgumentsError as error:

@@ -65,9 +65,16 @@ def plain(value: Any, parameter: param.Parameter[Any]) -> Any:
 
 
 def _yaml(value: Any) -> str:
-    text: str = yaml.safe_dump(value, default_flow_style=True, width=float("inf"), allow_unicode=True)
-    return _one_line(text.strip().removesuffix("...").strip())
+    text = _dumped(value)
+    return text if text.splitlines() == [text] else _dumped(value, style='"')
+
+
+def _dumped(value: Any, style: str | None = None) -> str:
+    text: str = yaml.safe_dump(
+        value, default_style=style, default_flow_style=True, width=float("inf"), allow_unicode=True
+    )
+    return text.strip().removesuffix("...").strip()
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.split("\n"))
+    return " ".join(text.splitlines())

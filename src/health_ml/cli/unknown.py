@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterable, Sequence
 
 from health_ml.cli.command_line import RESERVED
+from health_ml.cli.config_file import TRAINER_PREFIX
 from health_ml.cli.given import NEGATION, SOURCE_COMMAND_LINE, Given
 from health_ml.cli.trainer_arguments import ARGUMENTS_OF_THE_RUNNER, ARGUMENTS_WITH_FLAG, trainer_signature
 from health_ml.errors import join_choices, nearest_names
@@ -25,11 +26,11 @@ def _problem(given: Given, names: Sequence[str]) -> str:
         return f"{given.shown}: --{given.name} works on the command line only."
     kind = "Unknown flag" if is_flag else "Unknown name"
     shown = given.shown.split("=")[0].split(" ")[0] if is_flag else given.shown
-    suggestions = suggest(given.name, names)
-    if suggestions:
-        prefix = "--" if is_flag else ""
-        return f"{kind} {shown}. Did you mean {join_choices([prefix + name for name in suggestions])}?"
-    return f"{kind} {shown}.{_trainer_hint(given.name)}"
+    suggestions = _trainer_flag(given.name) or suggest(given.name, names)
+    if not suggestions:
+        return f"{kind} {shown}."
+    prefix = "--" if is_flag else ""
+    return f"{kind} {shown}. Did you mean {join_choices([prefix + name for name in suggestions])}?"
 
 
 def suggest(name: str, names: Sequence[str]) -> list[str]:
@@ -44,10 +45,18 @@ def suggest(name: str, names: Sequence[str]) -> list[str]:
     return nearest
 
 
-def _trainer_hint(name: str) -> str:
-    """Returns how to give a Trainer argument, if the name is one; asked only when Lightning is loaded anyway."""
+def _trainer_flag(name: str) -> list[str]:
+    """Returns the flag of a Trainer argument, if the name is one; asked only when Lightning is loaded anyway."""
     if name in ARGUMENTS_WITH_FLAG:
-        return f" Did you mean {ARGUMENTS_WITH_FLAG[name]}?"
+        return [ARGUMENTS_WITH_FLAG[name].removeprefix("--")]
     if "pytorch_lightning" in sys.modules and name not in ARGUMENTS_OF_THE_RUNNER and name in trainer_signature():
-        return f" Did you mean --trainer.{name}, an argument of the Lightning Trainer?"
-    return ""
+        return [TRAINER_PREFIX + name]
+    return []
+
+
+def flags_without_effect(names: Iterable[str], *, mode: str) -> list[str]:
+    """Returns one sentence that names the flags that mean nothing next to the one that says what to do."""
+    flags = [f"--{name}" for name in sorted(names)]
+    if not flags:
+        return []
+    return [f"{' and '.join(flags)} {'has' if len(flags) == 1 else 'have'} no effect with {mode}: leave out."]

@@ -15,8 +15,10 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
+from typing import NoReturn
 
 import health_ml
 from health_ml.environment import process_environment
@@ -30,6 +32,7 @@ NICENESS = 15
 """On a machine whose processors are all busy, the mirror gets a thirtieth of one."""
 
 _STOP_SECONDS = 3.0
+_WAIT = "--wait"
 
 MLFLOW_ENVIRONMENT = {
     "DO_NOT_TRACK": "true",
@@ -78,6 +81,51 @@ class MirrorHandle:
         return progress.as_state()
 
 
+class WaitingMirror:
+    """A process that loads MLflow while the user's model is imported, and then waits for a record to mirror.
+
+    Loading takes longer than a short training does, and nothing of it depends on the run.
+    """
+
+    def __init__(self) -> None:
+        environ = process_environment()
+        self._process: subprocess.Popen[bytes] | None = subprocess.Popen(
+            [sys.executable, "-m", "health_ml.records.mirror", _WAIT],
+            # Where no file of the user can hide a module of the standard library.
+            cwd="/",
+            env={**environ, **MLFLOW_ENVIRONMENT, **_import_path(environ)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            # Ctrl-C in the terminal ends the training; the mirror still has to carry over how it ended.
+            start_new_session=True,
+        )
+
+    def take(self, record_folder: Path, settings: MirrorSettings) -> subprocess.Popen[bytes] | None:
+        """Returns the process after telling it what to mirror, or None if it is gone or taken."""
+        process, self._process = self._process, None
+        if process is None or process.poll() is not None:
+            return None
+        assert process.stdin is not None
+        order = json.dumps({"folder": str(record_folder), "settings": asdict(settings)})
+        try:
+            # The pipe is private, so the address may contain a password.
+            process.stdin.write(order.encode() + b"\n")
+            process.stdin.flush()
+        except OSError:
+            _wait_or_stop(process, 0)
+            return None
+        return process
+
+    def close(self) -> None:
+        """Ends the process if nobody has taken it."""
+        if self._process is not None:
+            _wake_up(self._process)
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+
 def start_mirror(
     record_folder: Path,
     *,
@@ -86,12 +134,14 @@ def start_mirror(
     run_name: str,
     tensorboard_folder: Path | None,
     project_root: Path | None = None,
+    waiting: WaitingMirror | None = None,
 ) -> MirrorHandle:
     """Returns the mirror of a record after starting it. It ends by itself when the run has ended.
 
     :param tracking_uri: What the user gave: see :func:`resolve_tracking_uri`.
     :param tensorboard_folder: Where the TensorBoard event files go, or None for none.
     :param project_root: Folder of the default store, by default the working directory.
+    :param waiting: A process that is ready to become the mirror.
     :raises ArgumentsError: If there is no such kind of tracking store.
     """
     record_folder = record_folder.absolute()
@@ -103,7 +153,8 @@ def start_mirror(
         tensorboard_folder=str(tensorboard_folder.absolute()) if tensorboard_folder else "",
     )
     try:
-        process = _start_process(record_folder, settings, environ)
+        process = waiting.take(record_folder, settings) if waiting else None
+        process = process or _start_process(record_folder, settings, environ)
     except OSError as error:
         logger.warning("The mirror cannot be started: %s. The record is not affected.", error)
         process = None
@@ -177,19 +228,56 @@ class _Waiter:
         self._is_open = not (readable and os.read(sys.stdin.fileno(), 64) == b"")
 
 
+def lower_priority() -> None:
+    """Lets everybody else have the processors first.
+
+    Linux shares them out between sessions before it looks at the niceness of a process, and the mirror has a session
+    of its own: that has to be nice too.
+    """
+    os.nice(NICENESS)
+    with suppress(OSError):  # not Linux, or a kernel without groups per session
+        Path("/proc/self/autogroup").write_text(str(NICENESS), encoding="ascii")
+
+
 def main() -> None:
     """Mirrors the record that the command line names, until the run has ended."""
     parser = argparse.ArgumentParser(description="Mirrors the record of a run to TensorBoard and MLflow.")
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("settings", type=json.loads)
+    parser.add_argument("folder", type=Path, nargs="?")
+    parser.add_argument("settings", type=json.loads, nargs="?")
+    parser.add_argument(_WAIT, action="store_true", help="Read what to mirror from standard input.")
     arguments = parser.parse_args()
-    os.nice(NICENESS)
+    if arguments.wait:
+        _wait_for_order()
+    lower_priority()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     settings = MirrorSettings(**arguments.settings)
     uri = process_environment().get(ENV_MLFLOW_TRACKING_URI) or settings.tracking_uri
     mirror_until_end(arguments.folder, MirrorSettings(**{**asdict(settings), "tracking_uri": uri}))
     logging.shutdown()
     # Tearing down the modules that MLflow has loaded takes longer than all that is left to do.
+    os._exit(0)
+
+
+def _wait_for_order() -> NoReturn:
+    """Loads what a mirror needs, reads from standard input what to mirror, and does it; ends if there is nothing."""
+    from health_ml.records.mlflow_store import load_client
+
+    lower_priority()
+    load_client()
+    data = b""
+    while not data.endswith(b"\n"):
+        chunk = os.read(sys.stdin.fileno(), 65536)
+        if not chunk:
+            os._exit(0)
+        data += chunk
+    order = json.loads(data)
+    folder = Path(order["folder"])
+    with (folder / RECORD_MIRROR_LOG_FILE).open("ab") as log:
+        os.dup2(log.fileno(), sys.stdout.fileno())
+        os.dup2(log.fileno(), sys.stderr.fileno())
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    mirror_until_end(folder, MirrorSettings(**order["settings"]))
+    logging.shutdown()
     os._exit(0)
 
 

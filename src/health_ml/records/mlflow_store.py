@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import importlib
 import json
 import logging
 import math
@@ -91,6 +92,12 @@ def database_path(tracking_uri: str) -> Path | None:
     if not tracking_uri.startswith(_SQLITE):
         return None
     return Path(unquote(tracking_uri[len(_SQLITE) :].partition("?")[0]))
+
+
+def load_client() -> None:
+    """Imports what :func:`open_client` and a store in a database need, which takes some seconds."""
+    for module in ("mlflow", "mlflow.entities", "mlflow.store.tracking.sqlalchemy_store"):
+        importlib.import_module(module)
 
 
 def open_client(tracking_uri: str) -> MlflowClient:

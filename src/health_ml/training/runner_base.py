@@ -67,6 +67,7 @@ class RunnerBase:
         self.guard = guard or SignalGuard()
         self.source_checkpoint: Path | None = None
         self.on_rank_failed: Callable[[int, int], None] = lambda rank, code: None
+        self.on_model_created: Callable[[], None] = lambda: None
 
     def run(self) -> RunOutcome:
         """Does everything that was asked for, and returns what came out."""
@@ -87,6 +88,7 @@ class RunnerBase:
             self.container.setup()
         with user_code(self.container, "create_model", "It has to return a LightningModule."):
             self.container.create_lightning_module()
+        self.on_model_created()
 
     def check_before_model(self) -> None:
         """Checks what can be checked before the user's code runs for long."""
@@ -137,13 +139,14 @@ class RunnerBase:
 
     def create_trainer(self, *, is_inference: bool) -> Trainer:
         """Returns a Trainer for the container."""
-        trainer, _ = create_lightning_trainer(
-            self.container,
-            1 if is_inference else self.experiment_config.num_nodes,
-            environment=self.environment,
-            record=self.record,
-            is_inference=is_inference,
-        )
+        with user_code(self.container, "get_trainer_arguments or get_callbacks"):
+            trainer, _ = create_lightning_trainer(
+                self.container,
+                1 if is_inference else self.experiment_config.num_nodes,
+                environment=self.environment,
+                record=self.record,
+                is_inference=is_inference,
+            )
         return trainer
 
     def evaluate(

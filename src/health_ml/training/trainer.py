@@ -125,7 +125,6 @@ def _behaviour(container: LightningContainer) -> dict[str, Any]:
         "detect_anomaly": container.detect_anomaly,
         "deterministic": True if container.pl_deterministic else None,
         "benchmark": not container.pl_deterministic,
-        "sync_batchnorm": container.pl_sync_batchnorm,
         "use_distributed_sampler": container.pl_replace_sampler_ddp,
     }
 
@@ -143,6 +142,8 @@ def _devices(
         "num_nodes": nodes,
         "strategy": create_strategy(container, devices, num_nodes=nodes),
         "precision": choose_precision(container, devices),
+        # torch has no synchronised batch norm for the CPU: a model with batch norm would fail in its first step.
+        "sync_batchnorm": container.pl_sync_batchnorm and devices.accelerator != "cpu",
     }
 
 

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from health_ml.checkpoints.recovery import find_recovery_checkpoint
 from health_ml.environment import restored_environment, working_directory
-from health_ml.errors import CheckpointError
+from health_ml.errors import ArgumentsError, CheckpointError
 from health_ml.settings import LAST_CHECKPOINT
 from health_ml.training.callbacks.stop_on_signal import StopOnSignal
+from health_ml.training.distributed import choose_devices
 from health_ml.training.rank_launcher import RankLauncher, use_rank_launcher
 from health_ml.training.result import RunOutcome
 from health_ml.training.runner_base import RunnerBase, as_numbers
@@ -20,7 +21,7 @@ from health_ml.training.user_code import user_code
 from health_ml.training.weights import LoadableCheckpoint, examine_checkpoint, explained_loading
 
 if TYPE_CHECKING:
-    from pytorch_lightning import LightningDataModule
+    from pytorch_lightning import LightningDataModule, Trainer
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +34,8 @@ class TrainingRunner(RunnerBase):
         self._start: LoadableCheckpoint | None = None
         self._launcher: RankLauncher | None = None
         self._has_failed = True
+        self._has_checkpoints = True
+        self._is_inference_distributed = False
 
     def run(self) -> RunOutcome:
         """Trains unless only inference was asked for, validates and tests, and returns what came out.
@@ -49,7 +52,7 @@ class TrainingRunner(RunnerBase):
             distributed_training.enter_context(restored_environment())
             distributed_training.callback(self._end_ranks)
             metrics = self._train()
-            if self.has_single_process_inference:
+            if not self._is_inference_distributed:
                 distributed_training.close()
                 if not self.environment.is_global_rank_zero:
                     return RunOutcome(metrics)
@@ -57,11 +60,6 @@ class TrainingRunner(RunnerBase):
             checkpoint = self._checkpoint_to_test()
             metrics.update(self._infer(checkpoint))
         return RunOutcome(metrics, checkpoint=checkpoint)
-
-    @property
-    def has_single_process_inference(self) -> bool:
-        """True if only the first process validates and tests after the training."""
-        return bool(self.container.max_num_gpus_inference in (0, 1))
 
     def check_before_model(self) -> None:
         """Checks the checkpoint to continue from, before the user's code builds data and model."""
@@ -73,7 +71,9 @@ class TrainingRunner(RunnerBase):
         """Trains the model, and returns the last value of every metric."""
         data = self._prepare_training()
         trainer = self.create_trainer(is_inference=False)
-        last = None if self.container.pl_fast_dev_run else self.container.checkpoint_folder / LAST_CHECKPOINT
+        self._has_checkpoints = not getattr(trainer, "fast_dev_run", False)
+        self._is_inference_distributed = self._needs_all_ranks_for_inference(trainer)
+        last = self.container.checkpoint_folder / LAST_CHECKPOINT if self._has_checkpoints else None
         trainer.callbacks.append(StopOnSignal(self.guard, last))  # type: ignore[attr-defined]
         self._launcher = use_rank_launcher(
             trainer, argv=self.argv, folder=self.start_directory, on_rank_failed=self.on_rank_failed
@@ -105,6 +105,23 @@ class TrainingRunner(RunnerBase):
         evaluated = [step for step in ("validation_step", "test_step") if self.has_step(step)]
         return self.get_data("get_data_module", ["training_step", *evaluated])
 
+    def _needs_all_ranks_for_inference(self, trainer: Trainer) -> bool:
+        """True if validation and test after the training use the same processes as the training.
+
+        :raises ArgumentsError: If they are to use several processes, but not as many as the training.
+        """
+        wanted = self.container.max_num_gpus_inference
+        if trainer.world_size == 1 or wanted in (0, 1) or trainer.strategy.root_device.type != "cuda":
+            return False
+        count = choose_devices(self.container, {}, is_inference=True).count
+        if trainer.num_nodes == 1 and count == trainer.num_devices:
+            return True
+        raise ArgumentsError(
+            f"--max_num_gpus_inference={wanted} stands for {count} GPUs here, and the training uses "
+            f"{trainer.num_devices} on each of {trainer.num_nodes} machines.",
+            "On one machine, inference can use one GPU, or as many as the training; on several, one.",
+        )
+
     def _end_ranks(self) -> None:
         """Ends the communication with the other processes, and waits for those that this one started."""
         from torch import distributed
@@ -130,10 +147,11 @@ class TrainingRunner(RunnerBase):
             return None
         path = self.required_source_checkpoint("--resume_training")
         start = examine_checkpoint(path, is_trusted=self.is_trusted(path))
-        if start.finished_epochs >= self.container.max_epochs:
+        max_epochs = self.container.trainer_argument_overrides.get("max_epochs", self.container.max_epochs)
+        if 0 <= max_epochs <= start.finished_epochs:
             raise CheckpointError(
                 f"The checkpoint {path} has {start.finished_epochs} finished epochs, so with "
-                f"--max_epochs={self.container.max_epochs} nothing is left to train.",
+                f"--max_epochs={max_epochs} nothing is left to train.",
                 "Give a larger --max_epochs, or use --run_inference_only to test the checkpoint.",
             )
         return start
@@ -145,7 +163,7 @@ class TrainingRunner(RunnerBase):
 
     def _checkpoint_to_test(self) -> Path | None:
         """Returns the checkpoint that the container chooses; None if the run keeps none, to test what is in memory."""
-        if self.container.pl_fast_dev_run:
+        if not self._has_checkpoints:
             return None
         with user_code(self.container, "get_checkpoint_to_test", "It has to return the path of a checkpoint."):
             checkpoint = Path(self.container.get_checkpoint_to_test())
