@@ -15,6 +15,7 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tests.helpers.flaky_proxy import FlakyProxy
 
 from health_ml.environment import environment_variables
 from health_ml.errors import ArgumentsError, BackendError, RunNotFoundError
@@ -24,7 +25,6 @@ from health_ml.records.mirror_state import MirrorSettings, MirrorState
 from health_ml.records.reader import get_mlflow_run_id, read_record
 from health_ml.records.record import RunRecord, RunStatus
 from health_ml.records.sync import sync
-from tests.helpers.flaky_proxy import FlakyProxy
 
 IMPATIENT = Patience(poll_seconds=0.05, longest_pause=0.05, unreachable_seconds=3.0)
 
