@@ -142,7 +142,9 @@ class WorkflowParams(param.Parameterized):
         default=0.0, bounds=(0.0, None), doc="Relative tolerance for numbers when comparing CSV files and metrics."
     )
     regression_metrics = param.String(
-        default=None, allow_None=True, doc="Comma-separated names of the metrics to compare with stored ones."
+        default=None,
+        allow_None=True,
+        doc="Comma-separated names of metrics to write to regression_metrics.json, to compare them with stored ones.",
     )
     run_inference_only = param.Boolean(
         default=False, doc="Do not train: validate and test the checkpoint given in --src_checkpoint."

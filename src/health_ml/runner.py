@@ -14,6 +14,7 @@ from health_ml.settings import ENV_FULL_ERROR
 
 if TYPE_CHECKING:
     from health_ml.cli.command_line import CommandLine
+    from health_ml.cli.draft import Draft
     from health_ml.environment import RunEnvironment
     from health_ml.records.mirror import WaitingMirror
     from health_ml.training.result import RunResult
@@ -58,10 +59,11 @@ def console_entry_point() -> None:
 
 
 def _run(arguments: list[str], on_result: Callable[[RunResult], None] | None) -> int:
+    current_directory = _current_directory()  # first of all, because param cannot be imported where there is none
     from health_ml.cli.command_line import read_command_line
 
     if arguments[:1] == [COMPLETE_WORDS]:
-        return _complete(arguments[1:])
+        return _complete(arguments[1:], current_directory)
     command = read_command_line(arguments)
     if command.is_version:
         from health_ml.version import __version__
@@ -74,7 +76,7 @@ def _run(arguments: list[str], on_result: Callable[[RunResult], None] | None) ->
     from health_ml.environment import RunEnvironment
 
     environment = RunEnvironment.from_env(os.environ)
-    start_directory = environment.start_directory or _current_directory()
+    start_directory = environment.start_directory or current_directory
     if command.is_help:
         from health_ml.cli.help import help_text
 
@@ -106,7 +108,7 @@ def _run_experiment(
 
         _print(render_config(complete(draft, arguments, environment=environment)))
         return None
-    with _waiting_mirror(draft.config.tracking_uri, environment, start_directory) as mirror:
+    with _waiting_mirror(draft, environment, start_directory) as mirror:
         parsed = complete(draft, arguments, environment=environment)
         configure_logging(parsed.experiment_config.log_level, environment.local_rank)
         from health_ml.backends.in_process import run_in_process
@@ -126,13 +128,14 @@ def _run_experiment(
 
 
 @contextmanager
-def _waiting_mirror(
-    tracking_uri: str, environment: RunEnvironment, start_directory: Path
-) -> Iterator[WaitingMirror | None]:
+def _waiting_mirror(draft: Draft, environment: RunEnvironment, start_directory: Path) -> Iterator[WaitingMirror | None]:
     """Starts the process of the mirror, which loads MLflow while the model is imported, if it will be needed."""
     from health_ml.records.tracking import NO_TRACKING, resolve_tracking_uri
 
-    uri = resolve_tracking_uri(tracking_uri, environ=os.environ, project_root=start_directory)
+    if not draft.config.model or draft.problems:  # there will be no run
+        yield None
+        return
+    uri = resolve_tracking_uri(draft.config.tracking_uri, environ=os.environ, project_root=start_directory)
     if uri == NO_TRACKING or not environment.is_global_rank_zero:
         yield None
         return
@@ -145,10 +148,10 @@ def _waiting_mirror(
         mirror.close()
 
 
-def _complete(words: list[str]) -> int:
+def _complete(words: list[str], folder: Path) -> int:
     from health_ml.cli.completion import candidates
 
-    return _print("\n".join(candidates(words, folder=_current_directory())))
+    return _print("\n".join(candidates(words, folder=folder)))
 
 
 def _current_directory() -> Path:

@@ -170,11 +170,15 @@ class _Run:
         finally:
             set_debug_level_from_env()
 
-    def compare_with_expected_results(self) -> None:
-        """Compares the outputs with the folder of expected results if there is one.
+    def compare_with_expected_results(self, metrics: Mapping[str, float]) -> None:
+        """Writes the metrics to compare, and compares the outputs with the folder of expected results if there is one.
 
         :raises RegressionTestError: If they differ.
         """
+        if self.container.regression_metrics:
+            from health_ml.training.regression import write_regression_metrics
+
+            write_regression_metrics(self.container.regression_metrics, metrics, self.paths.outputs)
         folder = self.container.regression_test_folder
         # The expected results of a cross-validation are those of its first fold.
         if folder is None or (self.container.is_running_crossval and self.container.crossval_index):
@@ -248,7 +252,7 @@ class _RecordedRun:
                 runner.on_rank_failed = self._note_failed_rank
                 runner.on_model_created = lambda: check_effective(self._run.container, sources)
                 outcome = runner.run()
-                self._run.compare_with_expected_results()
+                self._run.compare_with_expected_results(outcome.metrics)
                 self._guard.start_deferring()
             except RunInterrupted as interruption:
                 messages = self._close(interruption.status, str(interruption))

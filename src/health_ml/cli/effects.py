@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from health_ml.cli.config_file import TRAINER_PREFIX
 from health_ml.cli.trainer_arguments import clashes
 from health_ml.deep_learning_config import OptimizerParams
 from health_ml.environment import RunEnvironment
@@ -44,9 +45,25 @@ TRAINING_FLAGS = (
     "pl_accumulate_grad_batches",
     "pl_check_val_every_n_epoch",
     "run_extra_val_epoch",
+    "max_num_gpus",
     *(name for name in OptimizerParams.param.objects(instance=False) if name != "name"),
 )
 """Flags that only a training heeds."""
+
+TRAINING_ARGUMENTS = (
+    "devices",
+    "strategy",
+    "gradient_clip_algorithm",
+    "gradient_clip_val",
+    "max_steps",
+    "max_time",
+    "min_epochs",
+    "min_steps",
+    "overfit_batches",
+    "reload_dataloaders_every_n_epochs",
+    "val_check_interval",
+)
+"""Arguments of the Lightning Trainer that only a training heeds; inference has its own number of processes."""
 
 REGRESSION_TEST_FLAGS = ("regression_test_csv_tolerance",)
 """Flags that only a comparison with expected results heeds."""
@@ -138,11 +155,17 @@ def _training_problems(config: ExperimentConfig, container: LightningContainer, 
         modes.append("--run_inference_only")
     if config.mode is RunnerMode.EVAL_FULL:
         modes.append("--mode=eval_full")
-    idle = [name for name in TRAINING_FLAGS if name in typed]
+    arguments = [TRAINER_PREFIX + name for name in TRAINING_ARGUMENTS]
+    idle = [name for name in (*TRAINING_FLAGS, *arguments) if name in typed]
     if config.mode is RunnerMode.EVAL_FULL and "pl_limit_val_batches" in typed:
         yield "--pl_limit_val_batches has no effect with --mode=eval_full, which only tests: leave it out."
     if modes and idle:
-        yield f"{_flags(idle)} no effect with {modes[0]}, which does not train: leave out one or the other."
+        advice = f"leave out one or the other.{_gpu_hint(idle)}"
+        yield f"{_flags(idle)} no effect with {modes[0]}, which does not train: {advice}"
+
+
+def _gpu_hint(idle: list[str]) -> str:
+    return " The GPUs for inference are those of --max_num_gpus_inference." if "max_num_gpus" in idle else ""
 
 
 def _here_problems(

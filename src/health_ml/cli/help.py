@@ -26,11 +26,8 @@ MAX_WIDTH = 120
 MIN_WIDTH = 50
 MAX_FLAG_WIDTH = 34
 
-INTRODUCTION = """\
-usage: himl-runner --model=NAME [--FLAG=VALUE ...]
-
-Trains, validates and tests the model in a LightningContainer.
-"""
+USAGE = "usage: himl-runner --model=NAME [--FLAG=VALUE ...]"
+SUMMARY = "Trains, validates and tests the model in a LightningContainer."
 
 NOTES = """\
 Dashes and underscores in flags are the same, and there are no abbreviations. Switches can be given as --flag, \
@@ -65,9 +62,9 @@ def help_text(command: CommandLine, *, start_directory: Path, width: int | None 
         draft.raise_problems()
         container = load_container(draft)
     notes = NOTES if container is not None else f"{NOTES} {WITHOUT_MODEL}"
-    parts = [INTRODUCTION, textwrap.fill(notes, columns), ""]
+    parts = [USAGE, "", textwrap.fill(SUMMARY, columns), "", textwrap.fill(notes, columns), ""]
     for title, flags in _groups(container):
-        parts += [title, *_lines(flags, columns), ""]
+        parts += [textwrap.fill(title, columns), *_lines(flags, columns), ""]
     return "\n".join(parts).rstrip()
 
 
@@ -120,7 +117,7 @@ def value_text(value: Any) -> str:
 
 def _lines(flags: list[FlagHelp], columns: int) -> list[str]:
     """Returns the flags in two columns; a flag too long for its column has its text below."""
-    indent = min(MAX_FLAG_WIDTH, max((len(flag.flag) for flag in flags), default=0)) + 4
+    indent = min(MAX_FLAG_WIDTH, columns // 3, max((len(flag.flag) for flag in flags), default=0)) + 4
     lines: list[str] = []
     for flag in flags:
         text = textwrap.wrap(flag.text, columns - indent, break_long_words=False, break_on_hyphens=False) or [""]

@@ -11,46 +11,26 @@ from health_ml.cli.arguments import is_boolean_word
 from health_ml.cli.config_file import TRAINER_PREFIX, FileEntry
 from health_ml.cli.given import Given, GivenFlag
 from health_ml.errors import did_you_mean
+from health_ml.training.trainer_arguments import FLAGS_OF_ARGUMENTS, FORMER_NAMES
+
+ARGUMENTS_BESIDE_FLAGS = frozenset({"accelerator", "benchmark", "devices", "precision", "strategy"})
+"""Trainer arguments that can say more than the flags that decide the same thing."""
 
 ARGUMENTS_WITH_FLAG: Mapping[str, str] = {
-    "max_epochs": "--max_epochs",
-    "accumulate_grad_batches": "--pl_accumulate_grad_batches",
-    "log_every_n_steps": "--pl_log_every_n_steps",
-    "check_val_every_n_epoch": "--pl_check_val_every_n_epoch",
-    "limit_train_batches": "--pl_limit_train_batches",
-    "limit_val_batches": "--pl_limit_val_batches",
-    "limit_test_batches": "--pl_limit_test_batches",
-    "fast_dev_run": "--pl_fast_dev_run",
-    "num_sanity_val_steps": "--pl_num_sanity_val_steps",
-    "deterministic": "--pl_deterministic",
-    "sync_batchnorm": "--pl_sync_batchnorm",
-    "use_distributed_sampler": "--pl_replace_sampler_ddp",
-    "profiler": "--pl_profiler",
-    "detect_anomaly": "--detect_anomaly",
-    "num_nodes": "--num_nodes",
+    argument: flags[0] for argument, flags in FLAGS_OF_ARGUMENTS.items() if argument not in ARGUMENTS_BESIDE_FLAGS
 }
-"""Trainer arguments and the flag that sets each of them."""
+"""Trainer arguments and the name of the flag that sets each of them."""
 
 ARGUMENTS_OF_THE_RUNNER: Mapping[str, str] = {
     "logger": "the runner's own logger writes the record of the run",
     "callbacks": "callbacks are objects; return them from get_callbacks of the container",
     "default_root_dir": "the runner decides where a run writes; use --output_to",
     "enable_checkpointing": "the runner keeps last.ckpt so that a run can be resumed",
-    "enable_progress_bar": "use --pl_progress_bar_refresh_rate=0 to turn the progress bar off",
     "plugins": "plugins are objects; return them from get_trainer_arguments of the container",
     "barebones": "it turns off the logging and the checkpoints that a run consists of",
     "model_registry": "the runner keeps checkpoints in the folder of the run",
 }
 """Trainer arguments that the runner sets itself, and why they cannot be given."""
-
-CLASHING_FLAGS: Mapping[str, tuple[str, ...]] = {
-    "precision": ("use_mixed_precision",),
-    "devices": ("max_num_gpus",),
-    "accelerator": ("max_num_gpus",),
-    "strategy": ("pl_find_unused_parameters", "pl_static_graph"),
-    "benchmark": ("pl_deterministic",),
-}
-"""Trainer arguments and the flags that would decide the same thing."""
 
 
 def is_trainer_argument(given: Given) -> bool:
@@ -91,13 +71,14 @@ def trainer_signature() -> Mapping[str, inspect.Parameter]:
 
 def _name_problem(name: str) -> str:
     if name in ARGUMENTS_WITH_FLAG:
-        return f"this argument of the Trainer has a flag of its own, use {ARGUMENTS_WITH_FLAG[name]}."
+        return f"this argument of the Trainer has a flag of its own, use --{ARGUMENTS_WITH_FLAG[name]}."
     if name in ARGUMENTS_OF_THE_RUNNER:
         return f"the runner sets this argument of the Trainer itself: {ARGUMENTS_OF_THE_RUNNER[name]}."
     signature = trainer_signature()
     if name in signature:
         return ""
-    return f"the Lightning Trainer has no argument {name!r}. {did_you_mean(name, signature)}".rstrip()
+    advice = FORMER_NAMES.get(name) or did_you_mean(name, signature)
+    return f"the Lightning Trainer has no argument {name!r}. {advice}".rstrip()
 
 
 def _value(given: Given, name: str, strays: list[str]) -> Any:
@@ -155,6 +136,6 @@ def clashes(trainer_arguments: Iterable[str], explicit: Iterable[str]) -> list[s
     return [
         f"--{flag} and --trainer.{argument} decide the same thing: give one of them."
         for argument in trainer_arguments
-        for flag in CLASHING_FLAGS.get(argument, ())
+        for flag in FLAGS_OF_ARGUMENTS.get(argument, ())
         if flag in given
     ]

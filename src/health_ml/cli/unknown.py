@@ -48,7 +48,7 @@ def suggest(name: str, names: Sequence[str]) -> list[str]:
 def _trainer_flag(name: str) -> list[str]:
     """Returns the flag of a Trainer argument, if the name is one; asked only when Lightning is loaded anyway."""
     if name in ARGUMENTS_WITH_FLAG:
-        return [ARGUMENTS_WITH_FLAG[name].removeprefix("--")]
+        return [ARGUMENTS_WITH_FLAG[name]]
     if "pytorch_lightning" in sys.modules and name not in ARGUMENTS_OF_THE_RUNNER and name in trainer_signature():
         return [TRAINER_PREFIX + name]
     return []

@@ -133,6 +133,29 @@ def compare_metrics_files(expected: Path, actual: Path, tolerance: float = 1e-5)
     return f"Mismatches for {mismatches} child runs" if mismatches else ""
 
 
+def write_regression_metrics(names: str, metrics: Mapping[str, float], outputs: Path) -> Path:
+    """Returns the file ``regression_metrics.json`` after writing the named metrics of a run into it.
+
+    Stored below the ``OUTPUT`` folder of the expected results, it is what later runs are compared with.
+
+    :param names: Comma-separated names of metrics.
+    :param metrics: The metrics of the run, by name.
+    :param outputs: The outputs folder of the run.
+    :raises RegressionTestError: If the run has no metrics of these names, naming all of them.
+    """
+    wanted = [name.strip() for name in names.split(",") if name.strip()]
+    missing = [name for name in wanted if name not in metrics]
+    if missing:
+        raise RegressionTestError(
+            f"--regression_metrics names metrics that this run does not have: {', '.join(missing)}.",
+            f"It has {', '.join(sorted(metrics)) or 'none'}.",
+        )
+    file = outputs / REGRESSION_TEST_METRICS_FILENAME
+    text = json.dumps({name: metrics[name] for name in wanted}, indent=2)
+    file.write_text(text + "\n", encoding="utf-8")
+    return file
+
+
 def compare_metrics_dictionaries(
     expected: Mapping[str, Any], actual: Mapping[str, Any], tolerance: float = 1e-5
 ) -> str:

@@ -36,7 +36,7 @@ FLAGS_OF_ARGUMENTS: Mapping[str, tuple[str, ...]] = {
 }
 """Arguments of the Trainer, and the flags that decide the same thing."""
 
-_FORMER_NAMES: Mapping[str, str] = {
+FORMER_NAMES: Mapping[str, str] = {
     "replace_sampler_ddp": "It is called use_distributed_sampler now.",
     "gpus": "Use devices and accelerator, or leave it to --max_num_gpus.",
     "resume_from_checkpoint": "Use --resume_training with --src_checkpoint.",
@@ -110,7 +110,7 @@ def _name_problems(arguments: Mapping[str, Any]) -> list[str]:
     problems = []
     for name in arguments:
         if name not in known:
-            advice = _FORMER_NAMES.get(str(name)) or did_you_mean(str(name), known)
+            advice = FORMER_NAMES.get(str(name)) or did_you_mean(str(name), known)
             problems.append(f"There is no argument {name!r}. {advice}".strip())
     return problems
 

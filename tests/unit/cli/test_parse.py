@@ -348,6 +348,8 @@ def test_trainer_arguments(flags: list[str], name: str, value: Any) -> None:
         ("--trainer.num_nodes=2", "use --num_nodes"),
         ("--trainer.default_root_dir=x", "use --output_to"),
         ("--trainer.devices", "needs a value"),
+        ("--trainer.gpus=1", "Use devices and accelerator"),
+        ("--trainer.enable_progress_bar=false", "use --pl_progress_bar_refresh_rate"),
         ("--trainer.devices=[1", "it is not JSON"),
     ],
 )
@@ -377,6 +379,8 @@ def test_trainer_arguments_do_not_clash_with_flags() -> None:
         (["--mode=eval_full", "--src_checkpoint=x", "--pl_limit_val_batches=2"], "which only tests"),
         (["--mode=eval_full", "--src_checkpoint=x", "--run_inference_only"], "contradict each other"),
         (["--run_inference_only", "--src_checkpoint=x", "--l_rate=2"], "--l_rate has no effect with"),
+        (["--run_inference_only", "--src_checkpoint=x", "--max_num_gpus=0"], "those of --max_num_gpus_inference"),
+        (["--run_inference_only", "--src_checkpoint=x", "--trainer.devices=2"], "--trainer.devices has no effect with"),
         (["--cluster=gpu"], "--cluster=gpu: this version runs on this machine only"),
         (["--log_from_vm"], "--log_from_vm: this version cannot"),
         (["--different_seeds=3"], "--different_seeds=3 stands for several runs"),

@@ -19,6 +19,7 @@ from health_ml.training.regression import (
     compare_folders_and_run_outputs,
     compare_metrics_dictionaries,
     compare_metrics_files,
+    write_regression_metrics,
 )
 
 
@@ -202,3 +203,15 @@ def test_nothing_to_compare_is_an_error(tmp_path: Path) -> None:
         compare_folders_and_run_outputs(tmp_path / "missing", tmp_path)
     with pytest.raises(RegressionTestError, match=r"nothing to compare: .* Put the files .*OUTPUT"):
         compare_folders_and_run_outputs(tmp_path, tmp_path)
+
+
+def test_metrics_to_compare_are_written(tmp_path: Path) -> None:
+    file = write_regression_metrics("a/b, c", {"a/b": 0.5, "c": 1.0, "d": 2.0}, tmp_path)
+    assert json.loads(file.read_text()) == {"a/b": 0.5, "c": 1.0}
+    assert compare_files(file, file) == ""
+
+
+def test_metrics_to_compare_that_do_not_exist_are_all_named(tmp_path: Path) -> None:
+    with pytest.raises(RegressionTestError, match=r"does not have: b, c\. It has a\."):
+        write_regression_metrics("a,b,c", {"a": 1.0}, tmp_path)
+    assert list(tmp_path.iterdir()) == []
