@@ -16,7 +16,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -103,8 +102,6 @@ class WaitingMirror:
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            # Ctrl-C in the terminal ends the training; the mirror still has to carry over how it ended.
-            start_new_session=True,
         )
 
     def take(
@@ -222,15 +219,15 @@ def _wait_or_stop(process: subprocess.Popen[bytes], timeout_seconds: float) -> N
 # --- in the process of the mirror ------------------------------------------------------------------------------------
 
 
-def lower_priority() -> None:
-    """Lets everybody else have the processors first.
+def step_aside() -> None:
+    """Lets the training have the processors first, and keeps Ctrl-C for it.
 
-    Linux shares them out between sessions before it looks at the niceness of a process, and the mirror has a session
-    of its own: that has to be nice too.
+    The mirror has a process group of its own, because it still has to carry over how a training ended that Ctrl-C
+    stopped. It stays in the session, because Linux shares the processors out between sessions before it looks at the
+    niceness of a process: so it makes way for its training, but gets all that the session has once that has ended.
     """
     os.nice(NICENESS)
-    with suppress(OSError):  # not Linux, or a kernel without groups per session
-        Path("/proc/self/autogroup").write_text(str(NICENESS), encoding="ascii")
+    os.setpgid(0, 0)
 
 
 def main() -> None:
@@ -238,7 +235,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Mirrors the record of a run that standard input names.")
     parser.add_argument(_WITHOUT_MLFLOW, action="store_true", help="Do not load MLflow before it is needed.")
     arguments = parser.parse_args()
-    lower_priority()
+    step_aside()
     if not arguments.without_mlflow:
         from health_ml.records.mlflow_store import load_client
 
