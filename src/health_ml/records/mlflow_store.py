@@ -95,10 +95,11 @@ def database_path(tracking_uri: str) -> Path | None:
 
 def load_client() -> None:
     """Imports what the mirror needs, which takes some seconds."""
-    import health_ml.records.mirror_loop
     import mlflow.entities
     import mlflow.store.tracking.sqlalchemy_store
     from mlflow import MlflowClient
+
+    import health_ml.records.mirror_loop
 
     logger.debug("Loaded %s, %s and %s", MlflowClient, mlflow.store, health_ml.records)
 
