@@ -7,6 +7,7 @@ An HTML comment before a fenced block says what to do with it:
 - ``<!-- exit: 2 -->`` is the exit code of the last command of a console block, otherwise 0.
 - ``<!-- not run: reason -->`` says why it cannot be run here.
 - ``<!-- folder: clone -->``, once per page: the page takes place in a clone of the repository.
+- ``<!-- with MLflow -->``, once per page: its runs are mirrored to MLflow, which takes seconds for each.
 
 A console block needs no comment: its lines that start with ``$`` are commands, the others what they print, where
 ``...`` stands for anything. A block without a language, or in ``text``, is not a snippet. Every run id that a page
@@ -215,4 +216,4 @@ def make_page(folder: Path, text: str) -> Page:
     folder.mkdir(parents=True, exist_ok=True)
     if is_in_clone(text):
         shutil.copytree(REPOSITORY / "configs", folder / "configs", ignore=shutil.ignore_patterns("__pycache__"))
-    return Page(folder, environment={} if "mlflow.db" in text else {ENV_MLFLOW_TRACKING_URI: "none"})
+    return Page(folder, environment={} if "<!-- with MLflow -->" in text else {ENV_MLFLOW_TRACKING_URI: "none"})

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from health_ml.checkpoints.fetch import resolve_checkpoint
+from health_ml.checkpoints.inspect import read_progress
 from health_ml.environment import process_environment
 from health_ml.errors import ArgumentsError, DatasetError
-from health_ml.experiment_config import ExperimentConfig
+from health_ml.experiment_config import ExperimentConfig, RunnerMode
 from health_ml.lightning_container import LightningContainer
 from health_ml.records.tracking import resolve_tracking_uri
+from health_ml.training.weights import check_epochs_left, examine_checkpoint, is_trusted
 
 
 def check_before_start(
@@ -20,11 +23,12 @@ def check_before_start(
     :param project_root: Folder of the default tracking store.
     :raises HimlError: Of the kind of the first check that finds a mistake, naming all mistakes of that kind.
     """
-    resolve_datasets(container, start_directory=start_directory)
-    _resolve_regression_folder(container, start_directory)
-    resolve_tracking_uri(experiment_config.tracking_uri, environ=process_environment(), project_root=project_root)
     if container.output_to is not None:
         container.output_to = start_directory / container.output_to
+    resolve_datasets(container, start_directory=start_directory)
+    _check_checkpoint(experiment_config, container, start_directory=start_directory, project_root=project_root)
+    _resolve_regression_folder(container, start_directory)
+    resolve_tracking_uri(experiment_config.tracking_uri, environ=process_environment(), project_root=project_root)
 
 
 def resolve_datasets(container: LightningContainer, *, start_directory: Path) -> None:
@@ -41,6 +45,29 @@ def resolve_datasets(container: LightningContainer, *, start_directory: Path) ->
             "Check --local_datasets; relative paths are relative to the folder in which you type the command.",
         )
     container.local_datasets = folders
+
+
+def _check_checkpoint(
+    experiment_config: ExperimentConfig, container: LightningContainer, *, start_directory: Path, project_root: Path
+) -> None:
+    """Checks a checkpoint on this machine, so that a wrong one leaves no run behind. A URL is fetched into the run.
+
+    :raises HimlError: If the checkpoint does not exist, cannot be read, or leaves nothing to train.
+    """
+    parser = container.src_checkpoint
+    if not parser or parser.is_url:
+        return
+    path = resolve_checkpoint(
+        parser,
+        start_directory=start_directory,
+        project_root=project_root,
+        download_folder=project_root,
+        output_to=container.output_to,
+    )
+    if container.resume_training:
+        check_epochs_left(examine_checkpoint(path, is_trusted=is_trusted(path, container, project_root)), container)
+    elif container.run_inference_only or experiment_config.mode is RunnerMode.EVAL_FULL:
+        read_progress(path)
 
 
 def _resolve_regression_folder(container: LightningContainer, start_directory: Path) -> None:

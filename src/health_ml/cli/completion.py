@@ -15,6 +15,7 @@ import param
 
 from health_ml.cli import arguments
 from health_ml.cli.command_line import RunnerFlags
+from health_ml.cli.model_suggestions import candidate_models
 from health_ml.cli.tokens import normalized
 from health_ml.deep_learning_config import CONTAINER_PARAMETER_GROUPS, parameters_of
 from health_ml.experiment_config import ExperimentConfig
@@ -95,7 +96,7 @@ def _flags(known: Mapping[str, param.Parameter[Any] | None]) -> Iterator[str]:
 def _values(flag: str, known: Mapping[str, param.Parameter[Any] | None], *, folder: Path) -> list[str]:
     name = normalized(flag.removeprefix("--"))
     if name == "model":
-        return _model_names(folder)
+        return candidate_models(folder)
     parameter = known.get(name)
     return arguments.choices_of(parameter) if parameter is not None else []
 
@@ -132,29 +133,8 @@ def _declared_names(class_: ast.ClassDef) -> Iterator[str]:
             yield statement.target.id
 
 
-def _model_names(folder: Path) -> list[str]:
-    """Returns the classes in the package's own configs and in the modules right below the folder that derive from a
-    container.
-    """
-    names = [class_.name for class_ in _container_classes(_configs_folder())]
-    for file in sorted(folder.glob("*.py")):
-        names += [f"{file.stem}.{class_.name}" for class_ in _container_classes_in(file)]
-    return names
-
-
 def _configs_folder() -> Path:
     return Path(__file__).resolve().parent.parent / "configs"
-
-
-def _container_classes(folder: Path) -> Iterator[ast.ClassDef]:
-    for file in sorted(folder.rglob("*.py")):
-        yield from _container_classes_in(file)
-
-
-def _container_classes_in(file: Path) -> Iterator[ast.ClassDef]:
-    for class_ in _classes_in(file, "Container"):
-        if any("Container" in ast.unparse(base) for base in class_.bases):
-            yield class_
 
 
 def _classes(model: str, folder: Path) -> Iterator[ast.ClassDef]:

@@ -101,7 +101,8 @@ def _place_in_traceback(traceback: TracebackType | None, root: str) -> str:
     frames = inspect.getinnerframes(traceback) if traceback is not None else []
     code_of_others = (str(Path(__file__).parent), "<frozen")
     frames = [frame for frame in frames if not frame.filename.startswith(code_of_others)]
-    users = [frame for frame in frames if frame.filename.startswith(root)] or frames
+    users = [frame for frame in frames if frame.filename.startswith(root) and "site-packages" not in frame.filename]
+    users = users or frames
     if not users:
         return ""
     last = users[-1]
@@ -149,8 +150,8 @@ class _Search:
             for _, text in mentions([source], self.name):
                 if self._binding(source, text) in (Binding.CLASS, Binding.BOUND):
                     yield source
-        elif self.spec.origin is not None and self.spec.submodule_search_locations is None:
-            yield Source(self.spec.name, self.spec.origin)  # compiled: only the import can tell
+        elif self.spec.origin is not None:
+            yield Source(self.spec.name, self.spec.origin)  # compiled, or in an archive: only the import can tell
 
     def defining(self) -> Iterator[Source]:
         """Yields the modules that have a class statement for the name."""
@@ -281,7 +282,7 @@ def _import_name(source: Source, name: str) -> Any:
         module = importlib.import_module(source.module)
         value = getattr(module, name, _MISSING)
     file = getattr(module, "__file__", None)
-    if file is not None and not os.path.samefile(file, source.file):
+    if file is not None and os.path.isfile(source.file) and not os.path.samefile(file, source.file):
         raise ImportError(f"the module of this name that Python has loaded is {file}")
     return value
 

@@ -31,7 +31,7 @@ def candidate_models(folder: Path) -> list[str]:
     shipped = _classes_below(DEFAULT_SEARCH_PACKAGE)
     own = _classes_in(folder)
     names = [line.name for line in containers_among(shipped)]
-    return sorted(names) + sorted(line.dotted_name for line in containers_among(own))
+    return sorted(names) + sorted({line.dotted_name for line in containers_among(own)})
 
 
 def not_found_error(name: str, spec: ModuleSpec, folder: Path) -> ModelSearchError:

@@ -11,6 +11,7 @@ import os
 import pkgutil
 import re
 import sys
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
@@ -101,8 +102,8 @@ def _find_in(locations: list[str], name: str) -> ModuleSpec | None:
 
 
 def own_source(spec: ModuleSpec) -> Source | None:
-    """Returns the file of a module itself (of a package: its ``__init__.py``), or None if it has no source text."""
-    if spec.origin is not None and spec.origin.endswith(".py"):
+    """Returns the file of a module itself (of a package: its ``__init__.py``), or None if it has no source file."""
+    if spec.origin is not None and spec.origin.endswith(".py") and os.path.isfile(spec.origin):
         return Source(spec.name, spec.origin)
     return None
 
@@ -208,7 +209,9 @@ def binding_in(text: bytes, name: str, *, package: str = "") -> Binding:
     :raises SyntaxError: If the text cannot be parsed.
     """
     try:
-        tree = ast.parse(text)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # on escape sequences, for example: the import reports them
+            tree = ast.parse(text)
     except (ValueError, RecursionError, MemoryError) as error:  # null bytes, nesting without end
         raise SyntaxError(str(error) or type(error).__name__) from error
     return max((_binding_of(statement, name, package) for statement in _top_level(tree)), default=Binding.NONE)

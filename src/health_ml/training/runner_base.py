@@ -20,7 +20,7 @@ from health_ml.training.seeds import seed_all
 from health_ml.training.signals import SignalGuard
 from health_ml.training.trainer import create_lightning_trainer
 from health_ml.training.user_code import user_code
-from health_ml.training.weights import examine_checkpoint, explained_loading
+from health_ml.training.weights import examine_checkpoint, explained_loading, is_trusted
 
 if TYPE_CHECKING:
     from pytorch_lightning import Trainer
@@ -172,12 +172,9 @@ class RunnerBase:
 
     def is_trusted(self, checkpoint: Path) -> bool:
         """True if a checkpoint was written by this run or another one of this project, not fetched from elsewhere."""
-        parser = self.container.src_checkpoint
-        if parser and parser.is_url and checkpoint == self.source_checkpoint:
-            return False
-        outputs = self.container.output_to or self.project_root / "outputs"
-        folders = [self.container.checkpoint_folder, self.container.outputs_folder, outputs]
-        return any(checkpoint.resolve().is_relative_to(folder.resolve()) for folder in folders)
+        if checkpoint != self.source_checkpoint and checkpoint.is_relative_to(self.container.outputs_folder):
+            return True
+        return is_trusted(checkpoint, self.container, self.project_root)
 
     def _fetch_source_checkpoint(self) -> Path | None:
         parser = self.container.src_checkpoint

@@ -18,7 +18,7 @@ from health_ml.training.result import RunOutcome
 from health_ml.training.runner_base import RunnerBase, as_numbers
 from health_ml.training.seeds import seed_all
 from health_ml.training.user_code import user_code
-from health_ml.training.weights import LoadableCheckpoint, examine_checkpoint, explained_loading
+from health_ml.training.weights import LoadableCheckpoint, check_epochs_left, examine_checkpoint, explained_loading
 
 if TYPE_CHECKING:
     from pytorch_lightning import LightningDataModule, Trainer
@@ -147,13 +147,7 @@ class TrainingRunner(RunnerBase):
             return None
         path = self.required_source_checkpoint("--resume_training")
         start = examine_checkpoint(path, is_trusted=self.is_trusted(path))
-        max_epochs = self.container.trainer_argument_overrides.get("max_epochs", self.container.max_epochs)
-        if 0 <= max_epochs <= start.finished_epochs:
-            raise CheckpointError(
-                f"The checkpoint {path} has {start.finished_epochs} finished epochs, so with "
-                f"--max_epochs={max_epochs} nothing is left to train.",
-                "Give a larger --max_epochs, or use --run_inference_only to test the checkpoint.",
-            )
+        check_epochs_left(start, self.container)
         return start
 
     @property

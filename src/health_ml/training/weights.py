@@ -8,10 +8,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from health_ml.checkpoints.inspect import describe_refusal, read_progress, verify
 from health_ml.errors import CheckpointError
+from health_ml.settings import OUTPUTS_FOLDER, PRETRAINED_MODELS_FOLDER
+
+if TYPE_CHECKING:
+    from health_ml.lightning_container import LightningContainer
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,28 @@ def examine_checkpoint(path: Path, *, is_trusted: bool) -> LoadableCheckpoint:
             "Use a .ckpt file that a Trainer wrote.",
         )
     return LoadableCheckpoint(path, is_weights_only, _finished_epochs(content, epoch))
+
+
+def check_epochs_left(start: LoadableCheckpoint, container: LightningContainer) -> None:
+    """Raises if a training that continues from the checkpoint would have nothing to do.
+
+    :raises CheckpointError: If so.
+    """
+    max_epochs = container.trainer_argument_overrides.get("max_epochs", container.max_epochs)
+    if 0 <= max_epochs <= start.finished_epochs:
+        raise CheckpointError(
+            f"The checkpoint {start.path} has {start.finished_epochs} finished epochs, so with "
+            f"--max_epochs={max_epochs} nothing is left to train.",
+            "Give a larger --max_epochs, or use --run_inference_only to test the checkpoint.",
+        )
+
+
+def is_trusted(checkpoint: Path, container: LightningContainer, project_root: Path) -> bool:
+    """Returns True for a checkpoint in the outputs of this project, unless it was fetched from a URL."""
+    folders = [project_root / OUTPUTS_FOLDER, *([container.output_to] if container.output_to else [])]
+    path = checkpoint.resolve()
+    is_fetched = PRETRAINED_MODELS_FOLDER in path.parts
+    return not is_fetched and any(path.is_relative_to(folder.resolve()) for folder in folders)
 
 
 @contextmanager

@@ -16,10 +16,14 @@ from health_ml.training.helpers import (
 )
 from health_ml.training.logging_helpers import set_model_to_eval_mode
 
+DEFAULT_AML_CHECKPOINT_DIR = f"{DEFAULT_AML_UPLOAD_DIR}/{CHECKPOINT_FOLDER}"
+"""Where the checkpoints of a job lie, seen from its working directory."""
+
 __all__ = [
     "AUTOSAVE_CHECKPOINT_FILE_NAME",
     "CHECKPOINT_FOLDER",
     "CHECKPOINT_SUFFIX",
+    "DEFAULT_AML_CHECKPOINT_DIR",
     "DEFAULT_AML_UPLOAD_DIR",
     "DEFAULT_LOGS_DIR_NAME",
     "EXPERIMENT_SUMMARY_FILE",

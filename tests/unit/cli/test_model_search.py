@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import py_compile
 import re
 import sys
 import textwrap
+import warnings
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -185,6 +188,27 @@ def test_the_folder_stays_importable(tmp_path: Path) -> None:
     find_container("pkg.Mine", folder=tmp_path)
     find_container("pkg.Mine", folder=tmp_path)
     assert sys.path.count(str(tmp_path)) == 1
+
+
+def test_module_in_an_archive(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "archive.zip", "w") as archive:
+        archive.writestr("zipped/__init__.py", "")
+        archive.writestr("zipped/module.py", MINE)
+    sys.path.append(str(tmp_path / "archive.zip"))
+    assert find_container("zipped.module.Mine", folder=tmp_path).__name__ == "Mine"
+
+
+def test_compiled_module(tmp_path: Path) -> None:
+    write(tmp_path, source=MINE)
+    py_compile.compile(str(tmp_path / "source.py"), cfile=str(tmp_path / "pkg" / "compiled.pyc"))
+    assert find_container("pkg.compiled.Mine", folder=tmp_path).__name__ == "Mine"
+
+
+def test_reading_the_source_warns_of_nothing(tmp_path: Path) -> None:
+    write(tmp_path, pkg__a=MINE, pkg__b="Mine_text = '\\d'\nclass Mine_(object): pass\n# class Mine\n")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert find_container("pkg.Mine", folder=tmp_path).__module__ == "pkg.a"
 
 
 # --- what the errors say ----------------------------------------------------------------------------------------------

@@ -82,5 +82,6 @@ class GpuStatsCallback(Callback):
             logger.warning(f"--monitor_gpu stops: nvidia-smi failed ({error}).")
             self._program = None
             return
+        step = trainer.fit_loop.epoch_loop._batches_that_stepped
         for run_logger in trainer.loggers:
-            run_logger.log_metrics(metrics, step=trainer.fit_loop.epoch_loop._batches_that_stepped)
+            run_logger.log_metrics({**metrics, "epoch": trainer.current_epoch}, step=step)

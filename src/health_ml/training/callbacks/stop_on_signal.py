@@ -7,23 +7,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.callbacks import Checkpoint
 from torch import distributed
 
 from health_ml.training.signals import RunInterrupted, SignalGuard
 
 
-class StopOnSignal(Callback):
+class StopOnSignal(Checkpoint):
     """Saves a checkpoint at the next batch boundary after a signal and then ends the run.
 
     With several processes, all of them have to stop after the same batch, whichever of them got the signal. They
     agree on that with a reduction on the CPU that overlaps with the next batch, so that no GPU waits for it.
+
+    Lightning calls a Checkpoint at the end of an epoch after the model, so that what the model does there is not lost.
 
     :param guard: Knows whether a signal came.
     :param checkpoint: The file to write, or None if the run keeps no checkpoints.
     """
 
     def __init__(self, guard: SignalGuard, checkpoint: Path | None) -> None:
+        super().__init__()
         self._guard = guard
         self._checkpoint = checkpoint
         self._group: Any = None
