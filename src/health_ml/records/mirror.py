@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -199,7 +200,6 @@ def _raise_priority(process_id: int) -> None:
     """Gives the mirror, for which the user is waiting now, its full share back, where the system allows that."""
     with suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, process_id, 0)
-        Path(f"/proc/{process_id}/autogroup").write_text("0", encoding="ascii")
 
 
 def _wake_up(process: subprocess.Popen[bytes]) -> None:

@@ -142,7 +142,7 @@ def test_the_process_steps_aside_and_ctrl_c_does_not_reach_it(tmp_path: Path) ->
         while process.nice() < 10 and time.monotonic() < deadline:
             time.sleep(0.02)
         assert process.nice() >= 10
-        assert os.getsid(process.pid) == process.pid
+        assert os.getpgid(process.pid) == process.pid
     state = handle.finish(30)
     assert (state.is_complete, state.mlflow_run_id, state.tracking_uri) == (True, None, "none")
     assert scalars(tmp_path / "tensorboard") == {"loss": [(1, 1.0)]}
