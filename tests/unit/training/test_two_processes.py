@@ -71,7 +71,7 @@ def test_one_process_writes_record_and_checkpoints(run_folder: Path) -> None:
 
     assert len([row for row in rows if "val/loss" in row["metrics"]]) == 1
     assert [path.name for path in (folder / "checkpoints").iterdir()] == ["last.ckpt"]
-    assert not list(folder.rglob("events.out.tfevents*"))
+    assert not list((run_folder / "own_sampler").rglob("events.out.tfevents*"))
     assert torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 4
 
 
