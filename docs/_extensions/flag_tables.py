@@ -14,7 +14,7 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
-from health_ml.cli.arguments import NONE_TEXT, describe
+from health_ml.cli.describe import NONE_TEXT, describe
 from health_ml.deep_learning_config import parameters_of
 
 HEADER = ("Flag", "Takes", "Default", "Meaning")

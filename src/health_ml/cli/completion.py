@@ -13,8 +13,8 @@ from typing import Any
 
 import param
 
-from health_ml.cli import arguments
 from health_ml.cli.command_line import RunnerFlags
+from health_ml.cli.describe import choices_of, is_boolean
 from health_ml.cli.model_suggestions import candidate_models
 from health_ml.cli.tokens import normalized
 from health_ml.deep_learning_config import CONTAINER_PARAMETER_GROUPS, parameters_of
@@ -89,7 +89,7 @@ def _common_parameters() -> dict[str, param.Parameter[Any]]:
 
 def _flags(known: Mapping[str, param.Parameter[Any] | None]) -> Iterator[str]:
     for name, parameter in known.items():
-        is_switch = parameter is not None and arguments.is_boolean(parameter)
+        is_switch = parameter is not None and is_boolean(parameter)
         yield f"--{name}" if is_switch else f"--{name}="
 
 
@@ -98,7 +98,7 @@ def _values(flag: str, known: Mapping[str, param.Parameter[Any] | None], *, fold
     if name == "model":
         return candidate_models(folder)
     parameter = known.get(name)
-    return arguments.choices_of(parameter) if parameter is not None else []
+    return choices_of(parameter) if parameter is not None else []
 
 
 def _model_in(words: Sequence[str]) -> str:

@@ -15,6 +15,7 @@ import param
 import yaml
 
 from health_ml.cli import arguments
+from health_ml.cli.describe import describe
 from health_ml.cli.tokens import normalized
 from health_ml.errors import ArgumentsError
 
@@ -66,7 +67,7 @@ class FileEntry:
         if _is_null(self.node):
             if parameter.allow_None:
                 return None
-            raise ValueError(f"it takes {arguments.describe(parameter)}, not null.")
+            raise ValueError(f"it takes {describe(parameter)}, not null.")
         text = str(self.node.value)
         if isinstance(parameter, param.String) and self.is_quoted:
             return text
@@ -82,9 +83,7 @@ class FileEntry:
                 for node, native in zip(self.node.value, self.native, strict=True)
             ]
         except ValueError as error:
-            raise ValueError(
-                str(error) if "takes" in str(error) else f"it takes {arguments.describe(parameter)}."
-            ) from error
+            raise ValueError(str(error) if "takes" in str(error) else f"it takes {describe(parameter)}.") from error
         return tuple(items) if isinstance(parameter, param.Tuple) else items
 
 

@@ -82,7 +82,7 @@ def render_summary(result: RunResult) -> str:
         rows.append(("checkpoint", str(result.checkpoint)))
     rows.append(("TensorBoard", f"tensorboard --logdir {shlex.quote(str(result.paths.lightning_logs))}"))
     rows += _mlflow_row(result.paths.record)
-    if result.checkpoint is not None:
+    if result.checkpoint is not None and result.checkpoint.is_relative_to(result.paths.checkpoints):
         source = f"--src_checkpoint={shlex.quote(result.run_id)}"
         rows.append(("resume", f"himl-runner <the same flags> --resume_training {source} --max_epochs=<more>"))
     return "\n".join([*lines, *_aligned(rows)])
@@ -124,11 +124,13 @@ def format_user_traceback(error: BaseException, *, is_full: bool = False) -> str
     """
     import traceback
 
+    from health_ml.training.user_code import is_users_file
+
     report = traceback.TracebackException.from_exception(error)
-    has_user_frames = any(_is_users_frame(frame) for part in _chain(report) for frame in part.stack)
+    has_user_frames = any(is_users_file(frame.filename) for part in _chain(report) for frame in part.stack)
     if has_user_frames and not is_full:
         for part in _chain(report):
-            part.stack[:] = [frame for frame in part.stack if _is_users_frame(frame)]
+            part.stack[:] = [frame for frame in part.stack if is_users_file(frame.filename)]
     return "".join(report.format())
 
 
@@ -139,16 +141,3 @@ def _chain(report: traceback.TracebackException) -> Iterator[traceback.Traceback
         part = waiting.pop()
         yield part
         waiting += [former for former in (part.__cause__, part.__context__) if former is not None]
-
-
-def _is_users_frame(frame: traceback.FrameSummary) -> bool:
-    import sysconfig
-
-    package = Path(__file__).resolve().parent.parent
-    path = Path(frame.filename)
-    if path.is_relative_to(package / "configs"):
-        return True
-    if frame.filename.startswith("<") or path.is_relative_to(package):
-        return False
-    is_installed = not {"site-packages", "dist-packages"}.isdisjoint(path.parts)
-    return not is_installed and not path.is_relative_to(sysconfig.get_path("stdlib"))

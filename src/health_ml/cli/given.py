@@ -12,6 +12,7 @@ import param
 
 from health_ml.cli import arguments
 from health_ml.cli.arguments import DEFAULT
+from health_ml.cli.describe import is_boolean, metavar
 from health_ml.cli.tokens import Token
 
 SOURCE_COMMAND_LINE = "command line"
@@ -68,7 +69,7 @@ class GivenFlag:
     def leftover(self, parameter: param.Parameter[Any]) -> str | None:
         """Returns the token after a switch if it is no word for on or off."""
         following = self.token.following
-        if following is None or not arguments.is_boolean(parameter):
+        if following is None or not is_boolean(parameter):
             return None
         return following if self.is_negated or not arguments.is_boolean_word(following) else None
 
@@ -79,14 +80,14 @@ class GivenFlag:
             if text is not None:
                 raise ValueError("a flag that starts with --no takes no value.")
             return False
-        if text is None and arguments.is_boolean(parameter):
+        if text is None and is_boolean(parameter):
             has_word = self.token.following is not None and self.leftover(parameter) is None
             text = self.token.following if has_word else "true"
         if text is None:
             text = self.token.following
         if text is None:
             raise ValueError(
-                f"needs a value: {self.token.typed}={arguments.metavar(parameter)}. A value that starts with -- has "
+                f"needs a value: {self.token.typed}={metavar(parameter)}. A value that starts with -- has "
                 "to come after '='."
             )
         return arguments.parse_text(parameter, text, keeps_whole_numbers=keeps_whole_numbers)
@@ -120,7 +121,7 @@ def _resolve(given: Given, parameters: Parameters) -> tuple[str | None, Given]:
     if given.name in parameters:
         return given.name, given
     positive = given.name.removeprefix(NEGATION)
-    is_negation = positive != given.name and positive in parameters and arguments.is_boolean(parameters[positive])
+    is_negation = positive != given.name and positive in parameters and is_boolean(parameters[positive])
     if is_negation and isinstance(given, GivenFlag):
         return positive, GivenFlag(given.token, is_negated=True)
     return None, given

@@ -14,6 +14,7 @@ import param
 
 from health_ml.cli import arguments
 from health_ml.cli.command_line import CommandLine, RunnerFlags
+from health_ml.cli.describe import bounds_text, is_boolean, metavar
 from health_ml.cli.draft import read_experiment
 from health_ml.cli.groups import container_groups, title_of
 from health_ml.deep_learning_config import CONTAINER_PARAMETER_GROUPS, parameters_of
@@ -88,7 +89,7 @@ def _flags(parameters: Mapping[str, param.Parameter[Any]], owner: param.Paramete
 
 
 def _flag(name: str, parameter: param.Parameter[Any]) -> str:
-    return f"--{name}" if arguments.is_boolean(parameter) else f"--{name}={arguments.metavar(parameter)}"
+    return f"--{name}" if is_boolean(parameter) else f"--{name}={metavar(parameter)}"
 
 
 def _text(parameter: param.Parameter[Any], default: Any) -> str:
@@ -96,8 +97,8 @@ def _text(parameter: param.Parameter[Any], default: Any) -> str:
     facts = []
     if arguments.reader_for(parameter) is None:
         facts.append("set in the code only")
-    elif arguments.bounds_text(parameter):
-        facts.append(arguments.bounds_text(parameter))
+    elif bounds_text(parameter):
+        facts.append(bounds_text(parameter))
     if default is not None:
         facts.append(f"default {value_text(default)}")
     return f"{doc} [{', '.join(facts)}]".strip() if facts else doc

@@ -44,7 +44,7 @@ def describe_exception(error: BaseException) -> str:
 
 
 def _users_line(error: BaseException) -> str:
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_users(frame.filename)]
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if is_users_file(frame.filename)]
     if not frames:
         return ""
     frame = frames[-1]
@@ -52,7 +52,7 @@ def _users_line(error: BaseException) -> str:
     return f"{frame.filename}, line {frame.lineno}, in {frame.name}: {line}"
 
 
-def _is_users(filename: str) -> bool:
+def is_users_file(filename: str) -> bool:
     """True for code that belongs neither to this package nor to an installed one nor to Python itself."""
     path = Path(filename)
     if path.is_relative_to(_CONFIGS):
