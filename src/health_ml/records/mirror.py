@@ -14,6 +14,7 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -32,6 +33,8 @@ logger = logging.getLogger(__name__)
 
 NICENESS = 10
 """On a machine whose processors are all busy, the mirror gets a tenth of one."""
+
+LOADING_NICENESS = 19
 
 _STOP_SECONDS = 3.0
 _WITHOUT_MLFLOW = "--without_mlflow"
@@ -238,6 +241,17 @@ def step_aside() -> None:
     os.nice(NICENESS)
 
 
+def _load_gently() -> None:
+    """Loads MLflow at the lowest priority there is, because the training is importing torch at the same time.
+
+    Linux has a niceness per thread, and nobody but root can lower one again: so a thread of its own does this.
+    """
+    from health_ml.records.mlflow_store import load_client
+
+    os.setpriority(os.PRIO_PROCESS, 0, LOADING_NICENESS)
+    load_client()
+
+
 def main() -> None:
     """Loads what a mirror needs, reads from standard input what to mirror, and does it until the run has ended."""
     parser = argparse.ArgumentParser(description="Mirrors the record of a run that standard input names.")
@@ -245,9 +259,9 @@ def main() -> None:
     arguments = parser.parse_args()
     step_aside()
     if not arguments.without_mlflow:
-        from health_ml.records.mlflow_store import load_client
-
-        load_client()
+        loader = threading.Thread(target=_load_gently, name="himl-mirror-loader")
+        loader.start()
+        loader.join()
     order = _read_order()
     if order is not None:
         folder = Path(order["folder"])
