@@ -289,7 +289,7 @@ class _RecordedRun:
         state = self._mirror.finish(MIRROR_SECONDS)
         if state.is_complete:
             return ()
-        return (state.message, f"himl-runner --sync={self._run.paths.run_id} completes the mirror.")
+        return (state.message,)
 
     def _note_forced_exit(self, interruption: RunInterrupted) -> None:
         self._record.set_status(interruption.status, f"{interruption} It was asked twice, so it exited at once.")

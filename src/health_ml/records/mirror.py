@@ -15,16 +15,18 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import NoReturn
+from typing import Any
 
 import health_ml
-from health_ml.environment import process_environment
-from health_ml.records.mirror_state import MirrorProgress, MirrorSettings, MirrorState, mirror_lock
-from health_ml.records.tracking import resolve_tracking_uri
-from health_ml.settings import ENV_MLFLOW_TRACKING_URI, RECORD_MIRROR_LOG_FILE
+from health_ml.environment import environment_variables, process_environment
+from health_ml.planning.secrets import mask_text
+from health_ml.records.mirror_state import MirrorProgress, MirrorSettings, MirrorState, catch_up_hint, mirror_lock
+from health_ml.records.tracking import NO_TRACKING, resolve_tracking_uri, split_credentials
+from health_ml.settings import ENV_MLFLOW_TRACKING_URI, RECORD_MIRROR_DOCUMENT, RECORD_MIRROR_LOG_FILE
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +34,7 @@ NICENESS = 15
 """On a machine whose processors are all busy, the mirror gets a thirtieth of one."""
 
 _STOP_SECONDS = 3.0
-_WAIT = "--wait"
+_WITHOUT_MLFLOW = "--without_mlflow"
 
 MLFLOW_ENVIRONMENT = {
     "DO_NOT_TRACK": "true",
@@ -76,7 +78,8 @@ class MirrorHandle:
             progress.is_complete = False
             progress.message = (
                 f"The record in {self._folder} is complete, but its mirror in MLflow at "
-                f"{progress.settings['tracking_uri']} was not: see {self._folder / RECORD_MIRROR_LOG_FILE}."
+                f"{progress.settings['tracking_uri']} is not: see {self._folder / RECORD_MIRROR_LOG_FILE}. "
+                f"{catch_up_hint(self._folder)}"
             )
         return progress.as_state()
 
@@ -85,15 +88,18 @@ class WaitingMirror:
     """A process that loads MLflow while the user's model is imported, and then waits for a record to mirror.
 
     Loading takes longer than a short training does, and nothing of it depends on the run.
+
+    :param has_mlflow: False for a mirror that will only write TensorBoard event files.
+    :raises OSError: If the process cannot be started.
     """
 
-    def __init__(self) -> None:
-        environ = process_environment()
+    def __init__(self, *, has_mlflow: bool = True) -> None:
+        self._environ = process_environment()
         self._process: subprocess.Popen[bytes] | None = subprocess.Popen(
-            [sys.executable, "-m", "health_ml.records.mirror", _WAIT],
+            [sys.executable, "-m", "health_ml.records.mirror", *([] if has_mlflow else [_WITHOUT_MLFLOW])],
             # Where no file of the user can hide a module of the standard library.
             cwd="/",
-            env={**environ, **MLFLOW_ENVIRONMENT, **_import_path(environ)},
+            env={**self._environ, **MLFLOW_ENVIRONMENT, **_import_path(self._environ)},
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -101,16 +107,22 @@ class WaitingMirror:
             start_new_session=True,
         )
 
-    def take(self, record_folder: Path, settings: MirrorSettings) -> subprocess.Popen[bytes] | None:
-        """Returns the process after telling it what to mirror, or None if it is gone or taken."""
+    def take(
+        self, record_folder: Path, settings: MirrorSettings, environ: Mapping[str, str]
+    ) -> subprocess.Popen[bytes] | None:
+        """Returns the process after telling it what to mirror, or None if it is gone or taken.
+
+        :param environ: The variables for MLflow, as they are now.
+        """
         process, self._process = self._process, None
         if process is None or process.poll() is not None:
             return None
         assert process.stdin is not None
-        order = json.dumps({"folder": str(record_folder), "settings": asdict(settings)})
+        new = {name: value for name, value in environ.items() if self._environ.get(name) != value}
+        order = {"folder": str(record_folder), "settings": asdict(settings), "environment": new}
         try:
-            # The pipe is private, so the address may contain a password.
-            process.stdin.write(order.encode() + b"\n")
+            # The pipe is private, so the address and the variables may contain a password.
+            process.stdin.write(json.dumps(order).encode() + b"\n")
             process.stdin.flush()
         except OSError:
             _wait_or_stop(process, 0)
@@ -120,8 +132,8 @@ class WaitingMirror:
     def close(self) -> None:
         """Ends the process if nobody has taken it."""
         if self._process is not None:
-            _wake_up(self._process)
             self._process.kill()
+            _wake_up(self._process)
             self._process.wait()
             self._process = None
 
@@ -146,44 +158,37 @@ def start_mirror(
     """
     record_folder = record_folder.absolute()
     environ = process_environment()
+    resolved = resolve_tracking_uri(tracking_uri, environ=environ, project_root=project_root or Path.cwd())
+    address, credentials = split_credentials(resolved)
     settings = MirrorSettings(
-        tracking_uri=resolve_tracking_uri(tracking_uri, environ=environ, project_root=project_root or Path.cwd()),
+        tracking_uri=address,
         experiment=experiment,
         run_name=run_name,
         tensorboard_folder=str(tensorboard_folder.absolute()) if tensorboard_folder else "",
     )
+    _note_settings(record_folder, settings)
+    variables = {**environ, **credentials, ENV_MLFLOW_TRACKING_URI: address}
     try:
-        process = waiting.take(record_folder, settings) if waiting else None
-        process = process or _start_process(record_folder, settings, environ)
+        process = waiting.take(record_folder, settings, variables) if waiting else None
+        if process is None:
+            new = WaitingMirror(has_mlflow=address != NO_TRACKING)
+            process = new.take(record_folder, settings, variables)
     except OSError as error:
         logger.warning("The mirror cannot be started: %s. The record is not affected.", error)
         process = None
     return MirrorHandle(record_folder, settings, process)
 
 
-def _start_process(record_folder: Path, settings: MirrorSettings, environ: dict[str, str]) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "health_ml.records.mirror", str(record_folder), json.dumps(settings.masked())]
-    with (record_folder / RECORD_MIRROR_LOG_FILE).open("ab") as log:
-        return subprocess.Popen(
-            command,
-            # Where no file of the user can hide a module of the standard library.
-            cwd=record_folder,
-            # The address may contain a password: the environment of a process is private, its command line is not.
-            env={
-                **environ,
-                **MLFLOW_ENVIRONMENT,
-                **_import_path(environ),
-                ENV_MLFLOW_TRACKING_URI: settings.tracking_uri,
-            },
-            stdin=subprocess.PIPE,
-            stdout=log,
-            stderr=log,
-            # Ctrl-C in the terminal ends the training; the mirror still has to carry over how it ended.
-            start_new_session=True,
-        )
+def _note_settings(record_folder: Path, settings: MirrorSettings) -> None:
+    """Writes down where to mirror to, so that the record can be mirrored later if the mirror never gets to work."""
+    if not (record_folder / f"{RECORD_MIRROR_DOCUMENT}.json").exists():
+        try:
+            MirrorProgress(settings=settings.masked()).save(record_folder)
+        except OSError as error:
+            logger.warning("Cannot write where the record is mirrored to: %s", error)
 
 
-def _import_path(environ: dict[str, str]) -> dict[str, str]:
+def _import_path(environ: Mapping[str, str]) -> dict[str, str]:
     """Returns the variable that lets a process find this package where it is not installed."""
     source = Path(health_ml.__file__).absolute().parent.parent
     if source.name in ("site-packages", "dist-packages"):
@@ -214,18 +219,7 @@ def _wait_or_stop(process: subprocess.Popen[bytes], timeout_seconds: float) -> N
             process.wait()
 
 
-class _Waiter:
-    """Waits, and stops waiting when the training closes its end of the pipe or ends."""
-
-    def __init__(self) -> None:
-        self._is_open = True
-
-    def __call__(self, seconds: float) -> None:
-        if not self._is_open:
-            time.sleep(seconds)
-            return
-        readable, _, _ = select.select([sys.stdin], [], [], seconds)
-        self._is_open = not (readable and os.read(sys.stdin.fileno(), 64) == b"")
+# --- in the process of the mirror ------------------------------------------------------------------------------------
 
 
 def lower_priority() -> None:
@@ -240,45 +234,67 @@ def lower_priority() -> None:
 
 
 def main() -> None:
-    """Mirrors the record that the command line names, until the run has ended."""
-    parser = argparse.ArgumentParser(description="Mirrors the record of a run to TensorBoard and MLflow.")
-    parser.add_argument("folder", type=Path, nargs="?")
-    parser.add_argument("settings", type=json.loads, nargs="?")
-    parser.add_argument(_WAIT, action="store_true", help="Read what to mirror from standard input.")
+    """Loads what a mirror needs, reads from standard input what to mirror, and does it until the run has ended."""
+    parser = argparse.ArgumentParser(description="Mirrors the record of a run that standard input names.")
+    parser.add_argument(_WITHOUT_MLFLOW, action="store_true", help="Do not load MLflow before it is needed.")
     arguments = parser.parse_args()
-    if arguments.wait:
-        _wait_for_order()
     lower_priority()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    settings = MirrorSettings(**arguments.settings)
-    uri = process_environment().get(ENV_MLFLOW_TRACKING_URI) or settings.tracking_uri
-    mirror_until_end(arguments.folder, MirrorSettings(**{**asdict(settings), "tracking_uri": uri}))
+    if not arguments.without_mlflow:
+        from health_ml.records.mlflow_store import load_client
+
+        load_client()
+    order = _read_order()
+    if order is not None:
+        folder = Path(order["folder"])
+        _redirect_output(folder / RECORD_MIRROR_LOG_FILE)
+        with environment_variables(order["environment"]):
+            mirror_until_end(folder, MirrorSettings(**order["settings"]))
     logging.shutdown()
     # Tearing down the modules that MLflow has loaded takes longer than all that is left to do.
     os._exit(0)
 
 
-def _wait_for_order() -> NoReturn:
-    """Loads what a mirror needs, reads from standard input what to mirror, and does it; ends if there is nothing."""
-    from health_ml.records.mlflow_store import load_client
-
-    lower_priority()
-    load_client()
+def _read_order() -> dict[str, Any] | None:
+    """Returns what to mirror, or None if the process that started this one has ended or changed its mind."""
     data = b""
     while not data.endswith(b"\n"):
         chunk = os.read(sys.stdin.fileno(), 65536)
         if not chunk:
-            os._exit(0)
+            return None
         data += chunk
-    order = json.loads(data)
-    folder = Path(order["folder"])
-    with (folder / RECORD_MIRROR_LOG_FILE).open("ab") as log:
+    order: dict[str, Any] | None = json.loads(data) if data.strip() else None
+    return order
+
+
+def _redirect_output(log_file: Path) -> None:
+    """Sends standard output and standard error of this process, and its log, to a file."""
+    with log_file.open("ab") as log:
         os.dup2(log.fileno(), sys.stdout.fileno())
         os.dup2(log.fileno(), sys.stderr.fileno())
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    mirror_until_end(folder, MirrorSettings(**order["settings"]))
-    logging.shutdown()
-    os._exit(0)
+    handler = logging.StreamHandler()
+    handler.setFormatter(_MaskingFormatter("%(asctime)s %(levelname)s %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+
+
+class _MaskingFormatter(logging.Formatter):
+    """Keeps secrets out of the log, those in tracebacks too."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return mask_text(super().format(record))
+
+
+class _Waiter:
+    """Waits, and stops waiting when the training asks it to or ends."""
+
+    def __init__(self) -> None:
+        self._is_open = True
+
+    def __call__(self, seconds: float) -> None:
+        if not self._is_open:
+            time.sleep(seconds)
+            return
+        readable, _, _ = select.select([sys.stdin], [], [], seconds)
+        self._is_open = not (readable and os.read(sys.stdin.fileno(), 64) == b"")
 
 
 def mirror_until_end(record_folder: Path, settings: MirrorSettings) -> None:

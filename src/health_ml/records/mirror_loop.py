@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import random
 import time
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from pathlib import Path
 from health_ml.errors import OutputError
 from health_ml.planning.secrets import mask_text
 from health_ml.records.lines import read_lines
-from health_ml.records.mirror_state import MirrorProgress, MirrorSettings, MirrorState
+from health_ml.records.mirror_state import MirrorProgress, MirrorSettings, MirrorState, catch_up_hint
 from health_ml.records.mlflow_store import is_permanent
 from health_ml.records.reader import RecordView, StatusView, read_status
 from health_ml.records.record import RunRecord, RunStatus
@@ -138,7 +139,7 @@ class MirrorLoop:
             self._failures += 1
             self._progress.message = self._message(status, self._mlflow.dropped)
             self._save()
-            longest = 2.0 if self._is_final else self._patience.longest_pause
+            longest = min(2.0 if self._is_final else math.inf, self._patience.longest_pause)
             pause = min(longest, 0.5 * 2 ** min(self._failures, 10)) * random.uniform(0.8, 1.2)  # noqa: S311
             self._next_try = time.monotonic() + pause
         else:
@@ -202,7 +203,7 @@ class MirrorLoop:
             reason = mask_text(str(self._error)).strip().split("\n")[0][:300]
             return (
                 f"The record in {self._folder} is complete, but MLflow at {uri} lacks its last {missing} rows of "
-                f"metrics and the status: {reason} Catch up with: himl-runner --sync={RecordView(self._folder).run_id}"
+                f"metrics and the status: {reason} {catch_up_hint(self._folder)}"
             )
         if self._tensorboard_error is not None:
             return f"The TensorBoard event file could not be written: {self._tensorboard_error}."

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from health_ml.planning.secrets import mask_text
-from health_ml.records.reader import read_document
+from health_ml.records.reader import RecordView, read_document
 from health_ml.settings import RECORD_MIRROR_DOCUMENT, RECORD_MIRROR_LOCK_FILE
 
 
@@ -97,6 +97,11 @@ class MirrorProgress:
             tracking_uri=self.settings.get("tracking_uri", ""),
             mlflow_run_id=self.mlflow_run_id,
         )
+
+
+def catch_up_hint(record_folder: Path) -> str:
+    """Returns what the user can do about a mirror that lacks something."""
+    return f"Catch up with: himl-runner --sync={RecordView(record_folder).run_id}"
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from health_ml.records.mirror import MLFLOW_ENVIRONMENT
 from health_ml.records.mirror_loop import MirrorLoop
 from health_ml.records.mirror_state import MirrorProgress, MirrorSettings, MirrorState, mirror_lock
 from health_ml.records.reader import read_record
-from health_ml.records.tracking import resolve_tracking_uri
+from health_ml.records.tracking import resolve_tracking_uri, split_credentials
 from health_ml.settings import ENV_MLFLOW_TRACKING_URI, RECORD_RUN_DOCUMENT
 
 
@@ -29,40 +29,45 @@ def sync(record_folder: Path, *, tracking_uri: str = "", project_root: Path | No
     :raises ArgumentsError: If the address of the store contained a password, which the record does not keep.
     """
     folder = read_record(record_folder).folder.absolute()
-    settings = _settings(folder, tracking_uri, project_root or Path.cwd())
+    settings, credentials = _settings(folder, tracking_uri, project_root or Path.cwd())
     with mirror_lock(folder) as is_mine:
         if not is_mine:
             raise BackendError(
                 f"The mirror of the run in {folder} is at work.",
                 "It carries everything over by itself; try again when the run has ended.",
             )
-        with environment_variables({**MLFLOW_ENVIRONMENT, ENV_MLFLOW_TRACKING_URI: settings.tracking_uri}):
+        address = {ENV_MLFLOW_TRACKING_URI: settings.tracking_uri}
+        with environment_variables({**MLFLOW_ENVIRONMENT, **credentials, **address}):
             return MirrorLoop(folder, settings, wait=time.sleep).run_once()
 
 
-def _settings(folder: Path, tracking_uri: str, project_root: Path) -> MirrorSettings:
+def _settings(folder: Path, tracking_uri: str, project_root: Path) -> tuple[MirrorSettings, dict[str, str]]:
     saved = MirrorProgress.load(folder).settings
     run = read_record(folder).document(RECORD_RUN_DOCUMENT)
     run_id = str(run.get("run_id") or folder.parent.name)
     environ = process_environment()
-    return MirrorSettings(
-        tracking_uri=resolve_tracking_uri(
+    address, credentials = split_credentials(
+        resolve_tracking_uri(
             tracking_uri or _saved_uri(saved.get("tracking_uri", ""), environ.get(ENV_MLFLOW_TRACKING_URI, "")),
             environ=environ,
             project_root=project_root,
-        ),
+        )
+    )
+    settings = MirrorSettings(
+        tracking_uri=address,
         experiment=saved.get("experiment") or str(run.get("experiment") or run.get("model") or "himl"),
         run_name=saved.get("run_name") or run_id,
         tensorboard_folder=saved.get("tensorboard_folder", ""),
     )
+    return settings, credentials
 
 
 def _saved_uri(saved: str, in_environment: str) -> str:
     """Returns the address that the run was mirrored to, with the credentials that the environment has for it."""
+    if saved and saved in (mask_text(in_environment), split_credentials(in_environment)[0]):
+        return in_environment
     if MASK not in saved:
         return saved
-    if mask_text(in_environment) == saved:
-        return in_environment
     raise ArgumentsError(
         f"The run was mirrored to {saved}, and the record does not keep passwords.",
         f"Set {ENV_MLFLOW_TRACKING_URI} to the full address.",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 from health_ml.errors import ArgumentsError
 from health_ml.settings import ENV_MLFLOW_TRACKING_URI, MLFLOW_DATABASE
@@ -41,3 +42,18 @@ def resolve_tracking_uri(tracking_uri: str, *, environ: Mapping[str, str], proje
         f"{source}={given}: MLflow no longer writes to folders.",
         f"Give a database ({_SQLITE}{database}), a server (https://…), or 'none' for no mirror in MLflow.",
     )
+
+
+def split_credentials(tracking_uri: str) -> tuple[str, dict[str, str]]:
+    """Returns the address of a server without user name and password, and the variables that tell MLflow these two.
+
+    MLflow puts the address into messages; the variables are in none.
+    """
+    parts = urlsplit(tracking_uri)
+    if parts.scheme not in ("http", "https") or parts.username is None:
+        return tracking_uri, {}
+    host = parts.netloc.rpartition("@")[2]
+    variables = {"MLFLOW_TRACKING_USERNAME": unquote(parts.username)}
+    if parts.password is not None:
+        variables["MLFLOW_TRACKING_PASSWORD"] = unquote(parts.password)
+    return urlunsplit(parts._replace(netloc=host)), variables
