@@ -142,9 +142,17 @@ def _devices(
         "num_nodes": nodes,
         "strategy": create_strategy(container, devices, num_nodes=nodes),
         "precision": choose_precision(container, devices),
-        # torch has no synchronised batch norm for the CPU: a model with batch norm would fail in its first step.
-        "sync_batchnorm": container.pl_sync_batchnorm and devices.accelerator != "cpu",
+        "sync_batchnorm": _has_synchronised_batch_norm(container, devices),
     }
+
+
+def _has_synchronised_batch_norm(container: LightningContainer, devices: Devices) -> bool:
+    """Returns what the flag says; on the CPU False, where a model with batch norm would fail in its first step."""
+    if devices.accelerator != "cpu":
+        return bool(container.pl_sync_batchnorm)
+    if container.pl_sync_batchnorm and "pl_sync_batchnorm" in container.typed_parameters:
+        logger.warning("--pl_sync_batchnorm has no effect on the CPU: torch synchronises batch norm on GPUs only.")
+    return False
 
 
 def _warn_about_duplicates(container: LightningContainer, devices: Devices, *, is_inference: bool) -> None:

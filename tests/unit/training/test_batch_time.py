@@ -61,8 +61,8 @@ def test_metrics_of_training_and_validation(tmp_path: Path) -> None:
         validation = results.extract_by_prefix(epoch, "timing/val/")
         assert set(training) == NAMES
         assert set(validation) == NAMES
-        assert 0.15 <= training["batch_loading_over_threshold [sec]"] < 0.5
-        assert 0.15 <= training["batch_time [sec] max"] < 0.5
+        assert 0.15 <= training["batch_loading_over_threshold [sec]"] < 5
+        assert 0.15 <= training["batch_time [sec] max"] < 5
         assert 0.15 / 4 <= training["batch_time [sec] avg"] < training["batch_time [sec] max"]
         assert training["epoch_time [sec]"] >= 0.15
         assert validation["batch_loading_over_threshold [sec]"] == 0
@@ -78,18 +78,18 @@ def test_training_without_validation(tmp_path: Path) -> None:
 class SlowValidation(TinyModel):
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         super().validation_step(batch, batch_idx)
-        time.sleep(0.05)
+        time.sleep(0.1)
 
 
 def test_validation_does_not_count_as_training(tmp_path: Path) -> None:
     container = tiny_container(tmp_path, max_epochs=1)
-    container.arguments = {"val_check_interval": 4}  # two rounds of validation, 0.8 s together
+    container.arguments = {"val_check_interval": 4}  # two rounds of validation, 1.6 s together
 
-    results = train(container, BatchTimeCallback(max_batch_load_time_seconds=0.2), SlowValidation(), TinyData())
+    results = train(container, BatchTimeCallback(max_batch_load_time_seconds=0.7), SlowValidation(), TinyData())
 
     training = results.extract_by_prefix(0, "timing/train/")
-    assert training["epoch_time [sec]"] < 0.4
-    assert training["batch_time [sec] max"] < 0.3
+    assert training["epoch_time [sec]"] < 1.0
+    assert training["batch_time [sec] max"] < 0.7
     assert training["batch_loading_over_threshold [sec]"] == 0
 
 
@@ -101,7 +101,7 @@ def test_number_of_warnings(
 
     lines = [entry.getMessage() for entry in caplog.records if "s to load" in entry.getMessage()]
     assert len(lines) == warnings
-    assert all("batch 2 took 0.1" in line for line in lines)
+    assert all("batch 2 took 0." in line for line in lines)
 
 
 def test_summary_of_each_epoch(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -20,7 +20,7 @@ from health_ml.training.distributed import (
     create_strategy,
     device_count,
 )
-from health_ml.training.trainer import create_lightning_trainer
+from health_ml.training.trainer import _devices, create_lightning_trainer
 
 
 def machine_with_gpus(monkeypatch: pytest.MonkeyPatch, count: int, *, has_bfloat16: bool = True) -> None:
@@ -174,14 +174,32 @@ def test_mixed_precision_on_a_gpu(tmp_path: Path) -> None:
 def test_warning_about_repeated_samples(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from health_ml.training.trainer import _devices
-
     machine_with_gpus(monkeypatch, 2)
     container = tiny_container(tmp_path, max_num_gpus_inference=2)
 
     _devices(container, {}, num_nodes=1, is_inference=True)
 
     assert "Inference on 2 GPUs repeats some samples" in caplog.text
+
+
+@pytest.mark.parametrize("flag", [True, False])
+def test_synchronised_batch_norm_on_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flag: bool) -> None:
+    machine_with_gpus(monkeypatch, 2)
+
+    arguments = _devices(tiny_container(tmp_path, pl_sync_batchnorm=flag), {}, num_nodes=1, is_inference=False)
+
+    assert arguments["sync_batchnorm"] is flag
+
+
+def test_no_synchronised_batch_norm_on_the_cpu(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    container = tiny_container(tmp_path)
+    assert _devices(container, {}, num_nodes=1, is_inference=False)["sync_batchnorm"] is False
+    assert not caplog.records
+
+    container.set_typed_parameters(["pl_sync_batchnorm"])
+    create_lightning_trainer(container)
+
+    assert "--pl_sync_batchnorm has no effect on the CPU" in caplog.text
 
 
 def test_child_environment(tmp_path: Path) -> None:

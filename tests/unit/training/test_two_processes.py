@@ -24,6 +24,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     command = [sys.executable, str(script), str(folder)]
     finished = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=150, check=False)
     assert finished.returncode == 0, finished.stdout + finished.stderr
+    (folder / "output.txt").write_text(finished.stdout + finished.stderr)
     return folder
 
 
@@ -70,4 +71,14 @@ def test_one_process_writes_record_and_checkpoints(run_folder: Path) -> None:
 
     assert len([row for row in rows if "val/loss" in row["metrics"]]) == 1
     assert [path.name for path in (folder / "checkpoints").iterdir()] == ["last.ckpt"]
+    assert not list((run_folder / "own_sampler").rglob("events.out.tfevents*"))
     assert torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 4
+
+
+def test_times_come_from_the_first_process_without_a_warning(run_folder: Path) -> None:
+    rows = [json.loads(line) for line in (run_folder / "default" / "run" / "metrics.jsonl").read_text().splitlines()]
+
+    assert len([row for row in rows if "timing/train/epoch_time [sec]" in row["metrics"]]) == 1
+    output = (run_folder / "output.txt").read_text()
+    assert "sync_dist" in output  # about the metrics of the model, which says nothing about it
+    assert not [line for line in output.splitlines() if "sync_dist" in line and "timing/" in line]

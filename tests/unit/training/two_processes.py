@@ -86,7 +86,7 @@ def main(folder: Path) -> None:
     environment = RunEnvironment.from_env(process_environment())
     with restored_environment():
         results = {
-            "default": train(folder / "default", TinyModel()),
+            "default": train(folder / "default", TinyModel(), monitor_loading=True),
             "own_sampler": train(folder / "own_sampler", TinyModel(), pl_replace_sampler_ddp=False),
             "static": train(folder / "static", TinyModel(), pl_static_graph=True),
             "batch_norm": train(folder / "batch_norm", BatchNormModel()),

@@ -156,7 +156,7 @@ class BatchTimeCallback(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Logs the times of the training epoch."""
         if trainer.is_global_zero:
-            self._log(pl_module, self.train_timers, prefix=self.TRAIN_PREFIX, stage="training")
+            self._log(trainer, self.train_timers, prefix=self.TRAIN_PREFIX, stage="training")
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stops the clock of the training while validation runs."""
@@ -180,16 +180,21 @@ class BatchTimeCallback(Callback):
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Logs the times of the validation."""
         if trainer.is_global_zero and not trainer.sanity_checking:
-            self._log(pl_module, self.val_timers, prefix=self.VAL_PREFIX, stage="validation")
+            self._log(trainer, self.val_timers, prefix=self.VAL_PREFIX, stage="validation")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts the clock of the training again."""
         self.train_timers.resume()
 
-    def _log(self, module: LightningModule, timer: StageTimer, *, prefix: str, stage: str) -> None:
+    def _log(self, trainer: Trainer, timer: StageTimer, *, prefix: str, stage: str) -> None:
+        """Writes the times to the log and to the loggers.
+
+        It does not use the module's ``log``: only this process measures, and Lightning would warn each time that the
+        other processes were not asked.
+        """
         seconds = timer.epoch_seconds
         logger.info(
-            f"Epoch {module.current_epoch} {stage} took {seconds:.2f} s, of which {timer.load_seconds:.2f} s were "
+            f"Epoch {trainer.current_epoch} {stage} took {seconds:.2f} s, of which {timer.load_seconds:.2f} s were "
             f"spent waiting for data; {timer.slow_batches} of {timer.batches} batches were slow to load."
         )
         values = {
@@ -198,7 +203,6 @@ class BatchTimeCallback(Callback):
             f"{self.BATCH_TIME} max": timer.max_batch_seconds,
             self.EXCESS_LOADING_TIME: timer.slow_load_seconds,
         }
-        for name, value in values.items():
-            # Only this process measures: waiting for the others to send theirs would take for ever.
-            full_name = f"{self.METRICS_PREFIX}{prefix}{name}"
-            module.log(full_name, value, on_step=False, on_epoch=True, sync_dist=False, rank_zero_only=True)
+        metrics = {f"{self.METRICS_PREFIX}{prefix}{name}": value for name, value in values.items()}
+        for run_logger in trainer.loggers:
+            run_logger.log_metrics({**metrics, "epoch": trainer.current_epoch}, step=trainer.global_step)

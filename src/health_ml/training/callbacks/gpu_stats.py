@@ -69,7 +69,7 @@ class GpuStatsCallback(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Logs the values if enough time has passed, with the step that Lightning gives to its own metrics."""
+        """Logs the values if enough time has passed."""
         if self._program is None or not trainer.is_global_zero:
             return
         now = time.monotonic()
@@ -82,6 +82,5 @@ class GpuStatsCallback(Callback):
             logger.warning(f"--monitor_gpu stops: nvidia-smi failed ({error}).")
             self._program = None
             return
-        step = trainer.fit_loop.epoch_loop._batches_that_stepped
         for run_logger in trainer.loggers:
-            run_logger.log_metrics({**metrics, "epoch": trainer.current_epoch}, step=step)
+            run_logger.log_metrics({**metrics, "epoch": trainer.current_epoch}, step=trainer.global_step)
