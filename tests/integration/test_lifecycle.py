@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import torch
 from pytorch_lightning import LightningModule
+from tests.helpers.containers import LineContainer, LineModel
+from tests.helpers.runs import run_container
 
 from health_ml.checkpoints.parser import CheckpointParser
 from health_ml.environment import RunEnvironment
@@ -19,8 +21,6 @@ from health_ml.experiment_config import DebugDDPOptions, RunnerMode
 from health_ml.records.reader import read_record
 from health_ml.records.record import RunStatus
 from health_ml.training.result import RunResult
-from tests.helpers.containers import LineContainer, LineModel
-from tests.helpers.runs import run_container
 
 
 def epochs_of(result: RunResult) -> list[int]:
@@ -102,7 +102,7 @@ def only_run_in(folder: Path) -> Path:
 
 def test_a_failure_is_recorded_and_everything_is_restored(tmp_path: Path) -> None:
     folder_before, environment_before = Path.cwd(), dict(os.environ)
-    with pytest.raises(ArithmeticError, match="no loss in .*FailingContainer"):
+    with pytest.raises(ArithmeticError, match=r"no loss in .*FailingContainer"):
         run_container(FailingContainer(), tmp_path)
     assert (Path.cwd(), dict(os.environ)) == (folder_before, environment_before)
     status = read_record(only_run_in(tmp_path) / "run").status

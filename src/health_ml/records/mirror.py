@@ -234,8 +234,8 @@ def step_aside() -> None:
     stopped. It stays in the session, because Linux shares the processors out between sessions before it looks at the
     niceness of a process: so it makes way for its training, but gets all that the session has once that has ended.
     """
-    os.nice(NICENESS)
     os.setpgid(0, 0)
+    os.nice(NICENESS)
 
 
 def main() -> None:

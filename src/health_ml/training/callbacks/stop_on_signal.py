@@ -132,7 +132,7 @@ class StopOnSignal(Checkpoint):
         if self._agreed is None:
             return
         if self._checkpoint is not None:
-            trainer.save_checkpoint(self._checkpoint)
+            trainer.save_checkpoint(self._checkpoint, weights_only=False)
         raise RunInterrupted(signal.Signals(self._agreed))
 
 
