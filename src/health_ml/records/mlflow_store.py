@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import importlib
 import json
 import logging
 import math
@@ -95,12 +96,9 @@ def database_path(tracking_uri: str) -> Path | None:
 
 def load_client() -> None:
     """Imports what the mirror needs, which takes some seconds."""
-    import health_ml.records.mirror_loop
-    import mlflow.entities
-    import mlflow.store.tracking.sqlalchemy_store
-    from mlflow import MlflowClient
-
-    logger.debug("Loaded %s, %s and %s", MlflowClient, mlflow.store, health_ml.records)
+    names = ("mlflow", "mlflow.entities", "mlflow.store.tracking.sqlalchemy_store", "health_ml.records.mirror_loop")
+    for name in names:
+        importlib.import_module(name)
 
 
 def open_client(tracking_uri: str) -> MlflowClient:
