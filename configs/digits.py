@@ -130,7 +130,7 @@ class DigitsModel(LightningModuleWithOptimizer):
     :param dropout: Share of the features that training leaves out.
     """
 
-    def __init__(self, channels: int = 32, dropout: float = 0.2) -> None:
+    def __init__(self, channels: int = 16, dropout: float = 0.2) -> None:
         super().__init__()
         self.layers = torch.nn.Sequential(
             torch.nn.Conv2d(1, channels, kernel_size=3, padding=1),
@@ -172,11 +172,11 @@ class Digits(LightningContainer):
     """Classifies handwritten digits: 10 epochs, some ten seconds, more than 95 % of the test images right."""
 
     batch_size = param.Integer(default=32, bounds=(1, None), doc="Number of images per batch.")
-    channels = param.Integer(default=32, bounds=(1, None), doc="Number of channels of the first layer.")
+    channels = param.Integer(default=16, bounds=(1, None), doc="Number of channels of the first layer.")
     dropout = param.Number(default=0.2, bounds=(0, 1), doc="Share of the features that training leaves out.")
 
     def __init__(self, **kwargs: Any) -> None:
-        defaults = {"max_epochs": 10, "l_rate": 5e-3, "l_rate_scheduler": LRSchedulerType.Cosine}
+        defaults = {"max_epochs": 10, "l_rate": 1e-2, "l_rate_scheduler": LRSchedulerType.Cosine}
         super().__init__(**{**defaults, **kwargs})
 
     def setup(self) -> None:

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 from health_ml import runner
@@ -81,7 +82,7 @@ def invoke(
     """Returns what ``himl-runner`` does with the given arguments, run in this process.
 
     Working directory, environment variables, import path, logging and signal handlers are as before when it returns.
-    If a folder is given, modules imported from it are forgotten, so that the next call reads them again. What other
+    If a folder is given, modules are imported from it as a new process would, and forgotten afterwards. What other
     processes print, for example the further ranks of a distributed training, is not in the result.
 
     :param argv: The arguments after ``himl-runner``.
@@ -93,7 +94,7 @@ def invoke(
     with (
         working_directory(folder or Path.cwd()),
         environment_variables(environment or {}),
-        _forgotten_modules(folder),
+        _own_modules(folder),
         redirect_stdout(stdout),
         redirect_stderr(stderr),
     ):
@@ -102,24 +103,40 @@ def invoke(
 
 
 @contextmanager
-def _forgotten_modules(folder: Path | None) -> Iterator[None]:
-    """Removes the modules that the body imported from a folder, as two projects may use the same names.
+def _own_modules(folder: Path | None) -> Iterator[None]:
+    """Lets a folder import its own modules, as in a new process, and puts everything back.
 
-    Packages that are installed below the folder, in its virtual environment, stay.
+    Two projects may use the same names. What is loaded under the name of a module of the folder is set aside, and what
+    the body imports from the folder is forgotten. Installed packages stay, also if they are below the folder.
     """
+    if folder is None:
+        yield
+        return
+    names = {entry.stem for entry in folder.iterdir() if entry.suffix == ".py" or _has_modules(entry)}
+    set_aside = {
+        name: module for name, module in sys.modules.items() if name.split(".")[0] in names and _is_users(name, module)
+    }
+    for name in set_aside:
+        del sys.modules[name]
     before = set(sys.modules)
     try:
         yield
     finally:
-        if folder is not None:
-            for name in set(sys.modules) - before:
-                if _is_users_module(name, folder.resolve()):
-                    del sys.modules[name]
+        for name in set(sys.modules) - before:
+            if _is_users(name, sys.modules[name], folder.resolve()):
+                del sys.modules[name]
+        sys.modules.update(set_aside)
 
 
-def _is_users_module(name: str, folder: Path) -> bool:
-    file = getattr(sys.modules[name], "__file__", None)
-    if file is None or name.split(".")[0] == "health_ml":
+def _has_modules(folder: Path) -> bool:
+    return folder.is_dir() and any(folder.glob("*.py"))
+
+
+def _is_users(name: str, module: ModuleType, folder: Path | None = None) -> bool:
+    """True for a module that is neither of the standard library nor installed, and in the folder if one is given."""
+    place = getattr(module, "__file__", None) or next(iter(getattr(module, "__path__", ())), None)
+    if place is None or name == "__main__" or name.split(".")[0] in {"health_ml", *sys.stdlib_module_names}:
         return False
-    path = Path(file).resolve()
-    return path.is_relative_to(folder) and {"site-packages", "dist-packages"}.isdisjoint(path.parts)
+    path = Path(place).resolve()
+    is_installed = not {"site-packages", "dist-packages"}.isdisjoint(path.parts)
+    return not is_installed and (folder is None or path.is_relative_to(folder))

@@ -331,3 +331,10 @@ def test_in_azureml_results_go_where_the_service_collects_them(tmp_path: Path) -
     environment = RunEnvironment(is_in_azureml=True, run_id="HD_1")
     result = run_container(LineContainer(max_epochs=1), tmp_path, environment=environment)
     assert (result.run_id, result.paths.outputs, result.paths.logs) == ("HD_1", tmp_path / "outputs", tmp_path / "logs")
+
+
+def test_a_rank_that_ends_the_process_is_a_failure_too(tmp_path: Path) -> None:
+    environment = RunEnvironment(rank=1, local_rank=1, run_folder=tmp_path / "run", run_id="run")
+    with pytest.raises(ContainerError, match="ended the process with exit code 0 before the run was complete"):
+        run_container(ModelContainer(ExitingModel()), tmp_path, environment=environment)
+    assert not (tmp_path / "run" / "run").exists()

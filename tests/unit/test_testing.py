@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from pathlib import Path
 
@@ -70,6 +71,23 @@ def test_modules_of_the_folder_are_read_again(tmp_path: Path) -> None:
         assert run.exit_code == 0, run.stderr
         assert run.stdout.startswith(f"{greeting}\n")
         assert "same_name" not in sys.modules
+
+
+def test_module_of_the_same_name_from_elsewhere_is_set_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for place in ("elsewhere", "here"):
+        (tmp_path / place / "projects").mkdir(parents=True)
+        (tmp_path / place / "projects" / "mine.py").write_text(CONTAINER.format(greeting=f"from {place}"))
+    monkeypatch.syspath_prepend(tmp_path / "elsewhere")
+    loaded = importlib.import_module("projects.mine")
+    try:
+        arguments = ["--model=projects.mine.Mine", "--pl_fast_dev_run=1", "--tracking_uri=none"]
+        run = invoke(arguments, folder=tmp_path / "here")
+        assert run.exit_code == 0, run.stderr
+        assert run.stdout.startswith("from here\n")
+        assert sys.modules["projects.mine"] is loaded
+    finally:
+        for name in ("projects.mine", "projects"):
+            sys.modules.pop(name, None)
 
 
 def test_working_directory_is_the_default_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

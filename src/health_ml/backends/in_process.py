@@ -195,6 +195,8 @@ class _Run:
                 outcome = self.runner(None, guard).run()
         except RunInterrupted as interruption:
             return self.result(interruption.status, RunOutcome({}))
+        except SystemExit as error:
+            raise _premature_end(error, self.container) from error
         return self.result(RunStatus.FINISHED, outcome)
 
     def with_record(self, sources: Mapping[str, str]) -> RunResult:

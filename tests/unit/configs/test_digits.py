@@ -122,8 +122,8 @@ def test_container_is_found_from_the_root_of_the_repository(monkeypatch: pytest.
 
 def test_preset_is_a_config_file(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(REPOSITORY)
-    command = parse(["--config=configs/digits.yaml", "--l_rate=0.01"], start_directory=REPOSITORY)
+    command = parse(["--config=configs/digits.yaml", "--l_rate=0.02"], start_directory=REPOSITORY)
     assert isinstance(command.container, Digits)
-    assert command.container.channels == 48
+    assert command.container.channels == 32
     assert command.container.l_rate_warmup_epochs == 2
-    assert command.container.l_rate == 0.01
+    assert command.container.l_rate == 0.02
