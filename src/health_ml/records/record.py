@@ -66,6 +66,7 @@ class RunRecord:
         self.attempt = attempt
         self._descriptors: dict[str, int] = {}
         self._torn: set[str] = set()
+        self._names: dict[str, str] = {}
 
     @classmethod
     def create(cls, folder: Path, *, run_id: str, attempt: int = 0) -> RunRecord:
@@ -108,14 +109,20 @@ class RunRecord:
 
         :raises OutputError: If the row cannot be written completely, for example because the disk is full.
         """
-        row: dict[str, Any] = {"time": time.time(), "step": step, "epoch": epoch, "attempt": self.attempt}
-        row["metrics"] = metrics
-        try:
-            line = encode_line(row)
-        except (ValueError, TypeError):  # a number that JSON lacks, or a mapping that is not a dict
-            row["metrics"] = {str(name): encode_number(float(value)) for name, value in metrics.items()}
-            line = encode_line(row)
-        self._append(RECORD_METRICS_FILE, line)
+        # This runs in every training step: put together by hand, a line takes a third of the time of a JSON encoder.
+        names = self._names
+        values = []
+        for name, value in metrics.items():
+            key = names.get(name) or self._encode_name(name)
+            if value.__class__ is float and value - value == 0.0:  # neither infinite nor nan
+                values.append(f"{key}{value!r}")
+            else:
+                values.append(f"{key}{encode_line(encode_number(float(value)))}")
+        self._append(
+            RECORD_METRICS_FILE,
+            f'{{"time":{time.time()!r},"step":{_number_or_null(step)},"epoch":{_number_or_null(epoch)},'
+            f'"attempt":{self.attempt},"metrics":{{{",".join(values)}}}}}',
+        )
 
     def log_hyperparameters(self, values: Mapping[str, Any]) -> None:
         """Appends hyperparameters of any type. A later value for the same name replaces the earlier one.
@@ -151,6 +158,11 @@ class RunRecord:
         descriptors, self._descriptors = self._descriptors, {}
         for descriptor in descriptors.values():
             os.close(descriptor)
+
+    def _encode_name(self, name: str) -> str:
+        """Returns the name of a metric as the key of a JSON object, and remembers it."""
+        key = self._names[name] = f"{encode_line(str(name))}:"
+        return key
 
     def _append_values(self, file_name: str, key: str, values: Mapping[str, Any]) -> None:
         row = {"time": time.time(), "attempt": self.attempt, key: encode_value(dict(values))}
@@ -190,6 +202,10 @@ class RunRecord:
             temporary.unlink(missing_ok=True)
             raise _cannot_write(path, error) from error
         return path
+
+
+def _number_or_null(number: int | None) -> str:
+    return "null" if number is None else str(int(number))
 
 
 def _ends_in_half_a_line(path: Path) -> bool:
