@@ -21,8 +21,9 @@ install: $(STAMP)
 hello: $(STAMP)
 	$(BIN)/himl-runner --model=HelloWorld
 
+# One worker per core; the tests of a file stay together because they share what is slow to set up.
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses=4 --dist loadfile
 
 check: $(STAMP)
 	$(BIN)/ruff check .

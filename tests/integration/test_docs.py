@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,13 @@ def test_snippets(page: str, tmp_path: Path) -> None:
     running = make_page(tmp_path / "page", text)
     for snippet in read_snippets(text):
         running.run(snippet)
+
+
+@pytest.mark.parametrize("page", [str(page.relative_to(REPOSITORY)) for page in PAGES])
+def test_links_lead_somewhere(page: str) -> None:
+    folder = (REPOSITORY / page).parent
+    links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", (REPOSITORY / page).read_text())
+    assert [link for link in links if not (folder / link).exists()] == []
 
 
 def test_documentation_builds_without_warnings(tmp_path: Path) -> None:

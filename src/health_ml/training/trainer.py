@@ -25,6 +25,7 @@ from health_ml.training.callbacks.checkpointing import (
     prepare_model_checkpoints,
 )
 from health_ml.training.callbacks.diagnostics import TrainingDiagnosticsCallback
+from health_ml.training.callbacks.exact_resume import ExactResume
 from health_ml.training.callbacks.gpu_stats import GpuStatsCallback
 from health_ml.training.callbacks.progress_bar import AzureMLProgressBar, LineProgressBar, LiveProgressBar
 from health_ml.training.checkpoint_io import AtomicCheckpointIO
@@ -212,9 +213,9 @@ def _callbacks(
     prepare_model_checkpoints(callbacks, container.checkpoint_folder)
     callbacks = _with_progress_bar(container, callbacks, arguments, environment=environment)
     callbacks.extend(_monitors(container))
-    if not is_inference:
-        callbacks.extend(_checkpoints(container, container.checkpoint_folder))
-    return callbacks
+    if is_inference:
+        return callbacks
+    return [ExactResume(), *callbacks, *_checkpoints(container, container.checkpoint_folder)]
 
 
 def _own_callbacks_of(container: LightningContainer) -> list[Callback]:
