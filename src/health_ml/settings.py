@@ -56,3 +56,14 @@ RECORD_MIRROR_LOCK_FILE = "mirror.lock"
 # --- tracking ------------------------------------------------------------------------------------------------------
 MLFLOW_DATABASE = "mlflow.db"
 """Default MLflow store: an SQLite file of this name in the project root."""
+
+# --- snapshot and jobs ---------------------------------------------------------------------------------------------
+AMLIGNORE_FILE = ".amlignore"
+"""Ignore file of AzureML, in git's syntax: adds to .gitignore, and takes paths back with a leading "!"."""
+GITIGNORE_FILE = ".gitignore"
+GIT_FOLDER = ".git"
+ENV_XDG_CACHE_HOME = "XDG_CACHE_HOME"
+CACHE_FOLDER = "health_ml"
+"""Folder in the user's cache folder that holds file hashes and stored snapshots."""
+SNAPSHOT_CACHE_FOLDER = "snapshot-hashes"
+SNAPSHOT_STORE_FOLDER = "snapshots"

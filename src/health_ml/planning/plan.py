@@ -1,0 +1,199 @@
+"""The plan of a job: everything that a back end needs to know to run it, and nothing of how it does that."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
+from typing import Any
+
+from health_ml.errors import PlanError
+from health_ml.planning.provenance import GitState
+from health_ml.planning.search_space import SearchSpace
+
+PLAN_VERSION = 1
+
+Pairs = tuple[tuple[str, str], ...]
+
+
+def pairs_of(mapping: Mapping[str, str]) -> Pairs:
+    """Returns the entries of a mapping in the order of their names, as a value that can be hashed."""
+    return tuple(sorted((str(name), str(value)) for name, value in mapping.items()))
+
+
+@dataclass(frozen=True)
+class PlannedDataset:
+    """A folder of data that a job reads.
+
+    :param name: Name of the dataset in AzureML, or "" for a local folder only.
+    :param local_folder: Path of its folder on this machine, or "".
+    :param is_mounted: True to mount it in AzureML, False to download it before the job starts.
+    """
+
+    name: str = ""
+    local_folder: str = ""
+    is_mounted: bool = False
+
+
+@dataclass(frozen=True)
+class PlannedLimits:
+    """What a job may use.
+
+    :param max_run_seconds: Time limit, or None.
+    :param shared_memory: Shared memory of the job's container, like ``400g``, or "".
+    """
+
+    max_run_seconds: float | None = None
+    shared_memory: str = ""
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Which version of the code travels.
+
+    :param commit: Full hash of the commit, or None.
+    :param branch: Name of the branch, or None.
+    :param remote: URL of the repository without credentials, or None.
+    :param is_dirty: True if tracked files differ from the commit.
+    :param patch_sha256: Hash of the patch of these differences, or "".
+    :param untracked: Paths of untracked files that travel.
+    """
+
+    commit: str | None = None
+    branch: str | None = None
+    remote: str | None = None
+    is_dirty: bool = False
+    patch_sha256: str = ""
+    untracked: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, state: GitState) -> Provenance:
+        """Returns the provenance of a git working tree."""
+        return cls(
+            commit=state.commit,
+            branch=state.branch,
+            remote=state.remote,
+            is_dirty=state.is_dirty,
+            patch_sha256=hashlib.sha256(state.patch.encode("utf-8", "replace")).hexdigest() if state.patch else "",
+            untracked=state.untracked,
+        )
+
+
+@dataclass(frozen=True)
+class JobPlan:
+    """One experiment as a value: it can be printed, compared, hashed, stored with the run and executed anywhere.
+
+    :param model: The model, as ``--model`` names it.
+    :param argv: Arguments of ``himl-runner`` in the job. A list: no shell ever reads it.
+    :param snapshot_hash: Content hash of the files that travel.
+    :param experiment: Name of the experiment.
+    :param display_name: Name of the run for people, or "".
+    :param seed: The random seed, or None if the container has none.
+    :param datasets: Data that the job reads, in the order in which the model sees it.
+    :param environment_variables: Environment variables of the job; make it with :func:`pairs_of`.
+    :param conda_env: Path of the Conda environment file, or "".
+    :param num_nodes: Number of machines.
+    :param limits: Time and memory.
+    :param tags: Tags of the run; make it with :func:`pairs_of`.
+    :param search_space: What a fan-out varies, or None for a single run.
+    :param provenance: Version of the code, or None outside of a repository.
+    """
+
+    model: str
+    argv: tuple[str, ...]
+    snapshot_hash: str = ""
+    experiment: str = ""
+    display_name: str = ""
+    seed: int | None = None
+    datasets: tuple[PlannedDataset, ...] = ()
+    environment_variables: Pairs = ()
+    conda_env: str = ""
+    num_nodes: int = 1
+    limits: PlannedLimits = field(default_factory=PlannedLimits)
+    tags: Pairs = ()
+    search_space: SearchSpace | None = None
+    provenance: Provenance | None = None
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The environment variables of the job by name."""
+        return dict(self.environment_variables)
+
+    @cached_property
+    def plan_hash(self) -> str:
+        """Hash of the plan, in hexadecimal digits: equal plans have equal hashes, on any machine."""
+        return hashlib.sha256(_canonical(self.to_json()).encode("utf-8")).hexdigest()
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the plan as values that JSON knows; :meth:`from_json` gives an equal one back."""
+        return {
+            "version": PLAN_VERSION,
+            **{item.name: getattr(self, item.name) for item in fields(self)},
+            "argv": list(self.argv),
+            "datasets": [asdict(dataset) for dataset in self.datasets],
+            "environment_variables": dict(self.environment_variables),
+            "limits": asdict(self.limits),
+            "tags": dict(self.tags),
+            "search_space": self.search_space.to_json() if self.search_space else None,
+            "provenance": {**asdict(self.provenance), "untracked": list(self.provenance.untracked)}
+            if self.provenance
+            else None,
+        }
+
+    def to_text(self) -> str:
+        """Returns the plan as the text of ``--print_plan=json``."""
+        return json.dumps(self.to_json(), indent=2, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> JobPlan:
+        """Returns the plan that :meth:`to_json` described.
+
+        :raises PlanError: If the values describe none, or one of another version.
+        """
+        entries = dict(values)
+        version = entries.pop("version", None)
+        if version != PLAN_VERSION:
+            raise PlanError(
+                f"The plan has version {version!r}; this himl-runner reads version {PLAN_VERSION}.",
+                "Use the version of himl-runner that wrote it, or submit the job again.",
+            )
+        try:
+            provenance = entries.pop("provenance")
+            search_space = entries.pop("search_space")
+            return cls(
+                argv=_texts(entries.pop("argv")),
+                datasets=tuple(PlannedDataset(**dataset) for dataset in entries.pop("datasets")),
+                environment_variables=pairs_of(entries.pop("environment_variables")),
+                limits=PlannedLimits(**entries.pop("limits")),
+                tags=pairs_of(entries.pop("tags")),
+                search_space=SearchSpace.from_json(search_space) if search_space is not None else None,
+                provenance=_provenance(provenance) if provenance is not None else None,
+                **entries,
+            )
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise PlanError(f"The plan cannot be read: {error!r}.", "It is damaged: submit the job again.") from error
+
+
+def _canonical(value: Any) -> str:
+    return json.dumps(_with_plain_numbers(value), sort_keys=True, separators=(",", ":"))
+
+
+def _with_plain_numbers(value: Any) -> Any:
+    """Returns the value with 1.0 as 1, because they are equal but JSON writes them differently."""
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else value
+    if isinstance(value, Mapping):
+        return {name: _with_plain_numbers(item) for name, item in value.items()}
+    return [_with_plain_numbers(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _texts(values: Any) -> tuple[str, ...]:
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise ValueError(f"{values!r} is no list of texts")
+    return tuple(values)
+
+
+def _provenance(values: Mapping[str, Any]) -> Provenance:
+    return Provenance(**{**values, "untracked": _texts(values["untracked"])})
