@@ -13,7 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from health_ml.errors import ArgumentsError
-from health_ml.settings import ENV_ATTEMPT, ENV_RUN_FOLDER, ENV_RUN_ID, ENV_START_DIRECTORY
+from health_ml.settings import (
+    ENV_ATTEMPT,
+    ENV_FAN_OUT_FOLDER,
+    ENV_PROJECT_ROOT,
+    ENV_RUN_FOLDER,
+    ENV_RUN_ID,
+    ENV_START_DIRECTORY,
+)
 
 
 @dataclass(frozen=True)
@@ -29,6 +36,8 @@ class RunEnvironment:
     :param run_id: Id of the run if the process that started this one has fixed it.
     :param run_folder: Folder of the run if the process that started this one has fixed it.
     :param start_directory: Where the user typed the command if that is not the current directory.
+    :param project_root: Folder of the store of runs if that is not the start directory.
+    :param fan_out_folder: Run folder of the fan-out that this run is a trial of.
     :param attempt: How often the run was restarted after a preemption.
     :param is_in_azureml: True inside an AzureML job.
     """
@@ -42,6 +51,8 @@ class RunEnvironment:
     run_id: str | None = None
     run_folder: Path | None = None
     start_directory: Path | None = None
+    project_root: Path | None = None
+    fan_out_folder: Path | None = None
     attempt: int = 0
     is_in_azureml: bool = False
 
@@ -58,8 +69,6 @@ class RunEnvironment:
         reader = _NumberReader(environ)
         local_rank = reader.first("LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", default=0)
         node_rank = reader.first("NODE_RANK", "GROUP_RANK", default=0)
-        run_folder = environ.get(ENV_RUN_FOLDER)
-        start_directory = environ.get(ENV_START_DIRECTORY)
         environment = cls(
             rank=reader.first("RANK", "OMPI_COMM_WORLD_RANK", default=local_rank if node_rank == 0 else node_rank),
             local_rank=local_rank,
@@ -68,8 +77,10 @@ class RunEnvironment:
             main_address=environ.get("MASTER_ADDR") or None,
             main_port=reader.first("MASTER_PORT", default=0) or None,
             run_id=environ.get(ENV_RUN_ID) or environ.get("AZUREML_RUN_ID") or None,
-            run_folder=Path(run_folder) if run_folder else None,
-            start_directory=Path(start_directory) if start_directory else None,
+            run_folder=_folder(environ, ENV_RUN_FOLDER),
+            start_directory=_folder(environ, ENV_START_DIRECTORY),
+            project_root=_folder(environ, ENV_PROJECT_ROOT),
+            fan_out_folder=_folder(environ, ENV_FAN_OUT_FOLDER),
             attempt=reader.first(ENV_ATTEMPT, default=0),
             is_in_azureml="AZUREML_RUN_ID" in environ,
         )
@@ -85,6 +96,11 @@ class RunEnvironment:
     def is_global_rank_zero(self) -> bool:
         """True in the first process of the run: the one that writes the record and prints the summary."""
         return self.rank == 0 and self.local_rank == 0 and self.node_rank == 0
+
+
+def _folder(environ: Mapping[str, str], name: str) -> Path | None:
+    text = environ.get(name)
+    return Path(text) if text else None
 
 
 class _NumberReader:

@@ -117,7 +117,7 @@ def _run_experiment(
             parsed.experiment_config,
             parsed.container,
             environment=environment,
-            project_root=start_directory,
+            project_root=environment.project_root or start_directory,
             argv=parsed.argv,
             sources=parsed.sources,
             waiting_mirror=mirror,
@@ -135,7 +135,9 @@ def _waiting_mirror(draft: Draft, environment: RunEnvironment, start_directory: 
     if not draft.config.model or draft.problems:  # there will be no run
         yield None
         return
-    uri = resolve_tracking_uri(draft.config.tracking_uri, environ=os.environ, project_root=start_directory)
+    uri = resolve_tracking_uri(
+        draft.config.tracking_uri, environ=os.environ, project_root=environment.project_root or start_directory
+    )
     if uri == NO_TRACKING or not environment.is_global_rank_zero:
         yield None
         return

@@ -121,6 +121,11 @@ class JobPlan:
         """The environment variables of the job by name."""
         return dict(self.environment_variables)
 
+    @property
+    def model_name(self) -> str:
+        """Name of the container's class."""
+        return self.model.rpartition(".")[2]
+
     @cached_property
     def plan_hash(self) -> str:
         """Hash of the plan, in hexadecimal digits: equal plans have equal hashes, on any machine."""

@@ -39,6 +39,7 @@ _DOCUMENTS_WITHOUT_SECRETS = frozenset({RECORD_PACKAGES_DOCUMENT})
 class RunStatus(str, Enum):
     """How a run stands or ended."""
 
+    QUEUED = "QUEUED"
     RUNNING = "RUNNING"
     FINISHED = "FINISHED"
     FAILED = "FAILED"
@@ -49,7 +50,7 @@ class RunStatus(str, Enum):
     @property
     def is_final(self) -> bool:
         """True if the process that wrote this status does nothing more."""
-        return self is not RunStatus.RUNNING
+        return self not in (RunStatus.QUEUED, RunStatus.RUNNING)
 
 
 class RunRecord:

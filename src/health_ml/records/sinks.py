@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 _ENV_MLFLOW_RUN_ID = "MLFLOW_RUN_ID"
 _POINTS_PER_BATCH = 1000
 _MLFLOW_STATUS = {
+    RunStatus.QUEUED: "SCHEDULED",
     RunStatus.RUNNING: "RUNNING",
     RunStatus.FINISHED: "FINISHED",
     RunStatus.FAILED: "FAILED",

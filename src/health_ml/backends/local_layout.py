@@ -1,0 +1,110 @@
+"""Where a local job keeps its files, and what its supervisor is told: one value that the submitter writes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from health_ml.errors import BackendError
+
+CODE_FOLDER = "code"
+JOB_FOLDER = "job"
+JOB_FILE = "job.json"
+PROCESSES_FILE = "processes.json"
+CANCEL_FILE = "cancelled"
+SUPERVISOR_LOG = "supervisor.log"
+EXIT_FILE = "exit.json"
+
+
+@dataclass(frozen=True)
+class LocalJob:
+    """A job on this machine, complete: its supervisor needs nothing else.
+
+    :param run_id: Id of the run.
+    :param command: Program and arguments of every node.
+    :param project_root: Folder of the user's project, with the store of runs and of MLflow.
+    :param num_nodes: How many processes run the command, each as a node of its own.
+    :param max_duration_seconds: Time after which the job is stopped, or None.
+    :param environment: Environment variables in addition to those of the submitting process.
+    """
+
+    run_id: str
+    command: tuple[str, ...]
+    project_root: str
+    num_nodes: int = 1
+    max_duration_seconds: float | None = None
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """Returns the job as JSON."""
+        return json.dumps(asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> LocalJob:
+        """Returns the job that :meth:`to_json` wrote."""
+        values: dict[str, Any] = json.loads(text)
+        return cls(**{**values, "command": tuple(values["command"])})
+
+
+@dataclass(frozen=True)
+class LocalJobFolder:
+    """The files of one local job, all below its run folder."""
+
+    run_folder: Path
+
+    @property
+    def code(self) -> Path:
+        """The snapshot: the working directory of the job."""
+        return self.run_folder / CODE_FOLDER
+
+    @property
+    def job(self) -> Path:
+        """Folder of everything that belongs to the job and not to the training."""
+        return self.run_folder / JOB_FOLDER
+
+    @property
+    def job_file(self) -> Path:
+        """The :class:`LocalJob` as JSON."""
+        return self.job / JOB_FILE
+
+    @property
+    def processes_file(self) -> Path:
+        """Identities of the supervisor and of every node."""
+        return self.job / PROCESSES_FILE
+
+    @property
+    def cancel_file(self) -> Path:
+        """Exists once somebody has asked for the end of the job."""
+        return self.job / CANCEL_FILE
+
+    @property
+    def exit_file(self) -> Path:
+        """Exit codes of the nodes, written when all have ended."""
+        return self.job / EXIT_FILE
+
+    def node_log(self, node: int) -> Path:
+        """Returns the console log of a node."""
+        return self.job / f"node_{node}.log"
+
+    def read_job(self) -> LocalJob:
+        """Returns the job.
+
+        :raises BackendError: If the folder holds no readable job.
+        """
+        try:
+            return LocalJob.from_json(self.job_file.read_text(encoding="utf-8"))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise BackendError(
+                f"{self.run_folder} holds no readable job: {error}.", "Submit the experiment again."
+            ) from error
+
+    def read_processes(self) -> dict[str, Any]:
+        """Returns the identities that the supervisor wrote, or an empty dictionary before it has."""
+        try:
+            content: dict[str, Any] = json.loads(self.processes_file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return content
