@@ -138,7 +138,8 @@ def _waiting_mirror(draft: Draft, environment: RunEnvironment, start_directory: 
     uri = resolve_tracking_uri(
         draft.config.tracking_uri, environ=os.environ, project_root=environment.project_root or start_directory
     )
-    if uri == NO_TRACKING or not environment.is_global_rank_zero:
+    is_mirrored_by_fan_out = environment.fan_out_folder is not None
+    if uri == NO_TRACKING or not environment.is_global_rank_zero or is_mirrored_by_fan_out:
         yield None
         return
     from health_ml.records.mirror import WaitingMirror

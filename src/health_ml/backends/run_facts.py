@@ -94,6 +94,13 @@ def run_facts(
         },
         "num_nodes": experiment_config.num_nodes,
         "is_in_azureml": environment.is_in_azureml,
+        **machine_facts(),
+    }
+
+
+def machine_facts() -> dict[str, Any]:
+    """Returns what is known about the programs, the machine and the user."""
+    return {
         "health_ml": __version__,
         "python": platform.python_version(),
         "executable": sys.executable,
@@ -148,10 +155,10 @@ class ProvenanceThread:
 
     :param record: Where to write it.
     :param document: Gets the GPUs.
-    :param folder: A folder in the user's git repository.
+    :param folder: A folder in the user's git repository; None if the state of the code was recorded before.
     """
 
-    def __init__(self, record: RunRecord, document: RunDocument, folder: Path) -> None:
+    def __init__(self, record: RunRecord, document: RunDocument, folder: Path | None) -> None:
         self._record = record
         self._document = document
         self._folder = folder
@@ -181,7 +188,7 @@ class ProvenanceThread:
                 logger.warning(f"The record lacks {what}: {error}")
 
     def _write_git(self) -> None:
-        state = read_git_state(self._folder)
+        state = read_git_state(self._folder) if self._folder is not None else None
         if state is not None:
             write_git_state(self._record, state)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from health_ml.errors import RunNotFoundError, did_you_mean
+from health_ml.planning.fan_out_folder import find_trial_folder
 from health_ml.records.encoding import decode_number
 from health_ml.records.lines import read_rows
 from health_ml.records.process_identity import is_dead
@@ -127,7 +128,7 @@ def read_record(folder: Path) -> RecordView:
 
 
 def find_run(run_id: str, *, project_root: Path, output_to: Path | None = None) -> Path:
-    """Returns the run folder of the run with this id.
+    """Returns the run folder of the run with this id, which may be a trial of a fan-out.
 
     :param project_root: Its folder ``outputs`` is searched.
     :param output_to: Searched first, if given.
@@ -142,6 +143,10 @@ def find_run(run_id: str, *, project_root: Path, output_to: Path | None = None) 
     for parent in parents:
         if (parent / run_id / RECORD_FOLDER).is_dir():
             return parent / run_id
+    for parent in parents:
+        trial = find_trial_folder(parent, run_id)
+        if trial is not None:
+            return trial
     known = sorted({name for parent in parents for name in _run_ids(parent)})
     for_example = f"The latest one is '{known[-1]}'." if known else "There are no runs yet."
     raise RunNotFoundError(f"There is no run '{run_id}' in {searched}.", did_you_mean(run_id, known) or for_example)
