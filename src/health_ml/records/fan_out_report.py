@@ -107,15 +107,17 @@ class FanOutReport:
     def to_text(self) -> str:
         """Returns both tables for the console."""
         metric = self.primary_metric
-        header = ["trial", *self.parameter_names(), *([metric] if metric else []), "status", "time", "run"]
+        notes = ["note"] if any(trial.note for trial in self.trials) else []
+        header = ["trial", *self.parameter_names(), *([metric] if metric else []), "status", "time", "run", *notes]
         rows = [
             [
                 str(trial.index),
                 *(_text(trial.parameters.get(name, "")) for name in self.parameter_names()),
                 *([_number(trial.metrics.get(metric))] if metric else []),
-                trial.status.value + (f" ({trial.note})" if trial.note else ""),
+                trial.status.value,
                 _duration(trial.seconds),
                 trial.run_id,
+                *([trial.note] if notes else []),
             ]
             for trial in self.trials
         ]
