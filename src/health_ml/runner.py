@@ -157,11 +157,12 @@ def _run_experiment(
 
         return _print(render_config(complete(draft, arguments, environment=environment)))
     place = Place.of(environment, start_directory)
-    is_here = not (command.only_plans or draft.config.cluster or draft.asks_for_several)
+    is_job = bool(draft.config.cluster) and not environment.is_in_azureml
+    is_here = not (command.only_plans or is_job or draft.asks_for_several)
     with _waiting_mirror(draft, environment, place.project_root) if is_here else nullcontext() as mirror:
         parsed = complete(draft, arguments, environment=environment)
         configure_logging(parsed.experiment_config.log_level, environment.local_rank)
-        if command.only_plans or parsed.experiment_config.cluster or parsed.search_space is not None:
+        if command.only_plans or is_job or parsed.search_space is not None:
             from health_ml.cli.launch import launch
 
             return launch(parsed, command, place, write=_print)

@@ -95,7 +95,7 @@ class MemoryBackend(Backend):
 
     @classmethod
     def create(cls, context: BackendContext) -> MemoryBackend:
-        """Returns a new back end; :func:`health_ml.testing.memory_backend` gives all calls the same one."""
+        """Returns a new back end. :func:`health_ml.testing.memory_backend` gives every command the same one."""
         return cls()
 
     def __init__(self, on_submit: Callable[[MemoryRunHandle], None] | None = None) -> None:

@@ -86,7 +86,8 @@ def complete(draft: Draft, argv: Sequence[str], *, environment: RunEnvironment) 
     make_paths_absolute(container, draft.start_directory)
     typed = _typed(draft, container)
     container.set_typed_parameters(typed)
-    backend = load_backend(parse_cluster(draft.config.cluster).backend) if draft.config.cluster else None
+    cluster = "" if environment.is_in_azureml else draft.config.cluster
+    backend = load_backend(parse_cluster(cluster).backend) if cluster else None
     problems = check_combination(draft.config, container, typed, environment=environment, backend=backend)
     try:
         call_user_code(container.validate)

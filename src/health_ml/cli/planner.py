@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
 
 from health_ml.cli.job_arguments import Travels, job_arguments, nothing_travels
 from health_ml.cli.parse import ParsedCommand
+from health_ml.cli.tokens import tokenize
 from health_ml.lightning_container import LightningContainer
 from health_ml.planning.duration import parse_duration
 from health_ml.planning.plan import JobPlan, PlannedDataset, PlannedLimits, Provenance, pairs_of
@@ -59,7 +60,7 @@ def plan_job(
         tags=pairs_of(
             {
                 "tag": container.tag,
-                "commandline_args": shlex.join(mask_arguments(parsed.argv)),
+                "commandline_args": shlex.join(mask_arguments(_without_planning(parsed.argv))),
                 **container.get_additional_aml_run_tags(),
             }
         ),
@@ -83,6 +84,14 @@ def travels_with(snapshot: Snapshot) -> Travels:
     """Returns a function that tells whether a file or folder is in the snapshot."""
     places = {parent.as_posix() for file in snapshot.files for parent in (Path(file.path), *Path(file.path).parents)}
     return lambda path: path.as_posix() in places
+
+
+def _without_planning(argv: Sequence[str]) -> list[str]:
+    """Returns the command line without the flags that only show the plan, so that they do not change it."""
+    names = ("dry_run", "print_plan")
+    line = tokenize(argv)
+    kept = [token for token in line.tokens if token.name not in names]
+    return [word for token in kept for word in token.words]
 
 
 def _datasets(container: LightningContainer, *, is_mounted: bool) -> tuple[PlannedDataset, ...]:

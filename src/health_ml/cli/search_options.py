@@ -89,7 +89,7 @@ def _tuning_args(container: LightningContainer, folder: Path) -> Mapping[str, An
 
         with user_code(container, "get_parameter_tuning_config", "It has to return a HyperDriveConfig."):
             return tuning_args_of(container.get_parameter_tuning_config, folder=folder)
-    raise ContainerError(
+    raise PlanError(
         f"--hyperdrive: {name} defines no search.",
         "Override get_parameter_tuning_args in the container, or give --sweep instead.",
     )
