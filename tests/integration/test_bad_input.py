@@ -240,6 +240,21 @@ def test_a_foreign_checkpoint_with_objects_is_refused(checkpoint: Path, tmp_path
         run_container(inference(checkpoint), tmp_path)
 
 
+class TrainingOnlyModel(LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(1, 1)
+
+
+def test_inference_with_a_model_that_can_only_train_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    container = ModelContainer(
+        TrainingOnlyModel(), run_inference_only=True, src_checkpoint=CheckpointParser(str(checkpoint))
+    )
+    with pytest.raises(ContainerError, match="TrainingOnlyModel has neither validation_step nor test_step"):
+        run_container(container, tmp_path)
+    assert status_of_only_run(tmp_path)[0] is RunStatus.FAILED
+
+
 class PayloadModel(LineModel):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["extra"] = Payload()

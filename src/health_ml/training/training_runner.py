@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from health_ml.checkpoints.recovery import find_recovery_checkpoint
 from health_ml.environment import restored_environment, working_directory
-from health_ml.errors import ArgumentsError, CheckpointError
+from health_ml.errors import ArgumentsError, CheckpointError, ContainerError
 from health_ml.settings import LAST_CHECKPOINT
 from health_ml.training.callbacks.stop_on_signal import StopOnSignal
 from health_ml.training.distributed import choose_devices
@@ -18,7 +18,13 @@ from health_ml.training.result import RunOutcome
 from health_ml.training.runner_base import RunnerBase, as_numbers
 from health_ml.training.seeds import seed_all
 from health_ml.training.user_code import user_code
-from health_ml.training.weights import LoadableCheckpoint, check_epochs_left, examine_checkpoint, explained_loading
+from health_ml.training.weights import (
+    LoadableCheckpoint,
+    check_epochs_left,
+    check_training_left,
+    examine_checkpoint,
+    explained_loading,
+)
 
 if TYPE_CHECKING:
     from pytorch_lightning import LightningDataModule, Trainer
@@ -45,9 +51,11 @@ class TrainingRunner(RunnerBase):
         self.setup()
         self.write_summary()
         if self.container.run_inference_only:
+            source = self.required_source_checkpoint("--run_inference_only")
+            self._check_something_to_infer()
             self._announce_extra_validation()
-            metrics = self._infer(self.required_source_checkpoint("--run_inference_only"))
-            return RunOutcome(metrics, checkpoint=self.source_checkpoint)
+            metrics = self._infer(source)
+            return RunOutcome(metrics, checkpoint=source)
         with ExitStack() as distributed_training:
             distributed_training.enter_context(restored_environment())
             distributed_training.callback(self._end_ranks)
@@ -79,6 +87,8 @@ class TrainingRunner(RunnerBase):
             trainer, argv=self.argv, folder=self.start_directory, on_rank_failed=self.on_rank_failed
         )
         start = self._start
+        if start is not None and start.path == self.source_checkpoint:
+            check_training_left(start, trainer)
         arguments: dict[str, Any] = {"datamodule": data}
         if start is not None:
             logger.info(f"Training continues from {start.path}")
@@ -179,6 +189,15 @@ class TrainingRunner(RunnerBase):
         if self.container.run_extra_val_epoch:
             with user_code(self.container, "on_run_extra_validation_epoch"):
                 self.container.on_run_extra_validation_epoch()
+
+    def _check_something_to_infer(self) -> None:
+        """Raises if the model can neither be validated nor tested, so that a run without training would do nothing."""
+        if not (self.has_step("validation_step") or self.has_step("test_step")):
+            raise ContainerError(
+                "--run_inference_only validates and tests the model, but "
+                f"{type(self.container.model).__name__} has neither validation_step nor test_step.",
+                "Override one of them in the model.",
+            )
 
     def _infer(self, checkpoint: Path | None) -> dict[str, float]:
         """Validates if asked to, tests if the model can, and returns the metrics."""

@@ -118,6 +118,16 @@ def test_deterministic_mode(tmp_path: Path) -> None:
     assert not torch.backends.cudnn.benchmark
 
 
+def test_deterministic_mode_of_the_container_turns_the_benchmark_off_too(tmp_path: Path) -> None:
+    container = tiny_container(tmp_path, max_epochs=1)
+    container.arguments = {"deterministic": True}
+    trainer, _ = create_lightning_trainer(container)
+    trainer.fit(TinyModel(), datamodule=TinyData())
+
+    assert torch.are_deterministic_algorithms_enabled()
+    assert not torch.backends.cudnn.benchmark
+
+
 def test_fast_mode_by_default(tmp_path: Path) -> None:
     fit(tmp_path, max_epochs=1)
 
