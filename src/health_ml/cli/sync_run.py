@@ -9,6 +9,7 @@ from health_ml.cli.draft import read_experiment
 from health_ml.cli.unknown import flags_without_effect
 from health_ml.deep_learning_config import OutputParams, parameters_of
 from health_ml.errors import BackendError
+from health_ml.planning.run_store import find_run_folder
 
 
 def sync_run(command: CommandLine, *, start_directory: Path) -> str:
@@ -26,10 +27,9 @@ def sync_run(command: CommandLine, *, start_directory: Path) -> str:
         mode="--sync",
     )
     draft.raise_problems()
-    from health_ml.records.reader import find_run  # the records load what only this needs
-    from health_ml.records.sync import sync
+    from health_ml.records.sync import sync  # loads what only this needs
 
-    folder = find_run(command.sync, project_root=start_directory, output_to=output.output_to)
+    folder = find_run_folder(command.sync, start_directory, output.output_to)
     state = sync(folder, tracking_uri=draft.config.tracking_uri, project_root=start_directory)
     if not state.is_complete:
         raise BackendError(state.message)

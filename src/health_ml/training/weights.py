@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from health_ml.checkpoints.inspect import describe_refusal, read_progress, verify
 from health_ml.errors import CheckpointError
-from health_ml.settings import OUTPUTS_FOLDER, PRETRAINED_MODELS_FOLDER
+from health_ml.planning.run_store import find_run_of
 
 if TYPE_CHECKING:
     from pytorch_lightning import Trainer
@@ -99,11 +99,8 @@ def _overrides_trainer_arguments(container: LightningContainer) -> bool:
 
 
 def is_trusted(checkpoint: Path, container: LightningContainer, project_root: Path) -> bool:
-    """Returns True for a checkpoint in the outputs of this project, unless it was fetched from a URL."""
-    folders = [project_root / OUTPUTS_FOLDER, *([container.output_to] if container.output_to else [])]
-    path = checkpoint.resolve()
-    is_fetched = PRETRAINED_MODELS_FOLDER in path.parts
-    return not is_fetched and any(path.is_relative_to(folder.resolve()) for folder in folders)
+    """Returns True for a checkpoint that a run of this project wrote, not one that it downloaded."""
+    return find_run_of(checkpoint, project_root, container.output_to) is not None
 
 
 @contextmanager
