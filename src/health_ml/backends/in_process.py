@@ -27,6 +27,7 @@ from health_ml.settings import (
 )
 from health_ml.training.distributed import child_environment
 from health_ml.training.effective import check_effective
+from health_ml.training.quiet import quiet_libraries
 from health_ml.training.result import RunOutcome, RunResult
 from health_ml.training.signals import RunInterrupted, SignalGuard
 from health_ml.training.user_code import describe_exception, user_code
@@ -70,7 +71,7 @@ def run_in_process(
     )
     container.set_run_paths(paths)
     run = _Run(experiment_config, container, environment, project_root, argv, waiting_mirror)
-    with restored_environment(), run.variables():
+    with restored_environment(), run.variables(), quiet_libraries():
         if environment.is_global_rank_zero:
             return run.with_record(sources)
         return run.without_record()

@@ -41,16 +41,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-class _NoAdvertising(logging.Filter):
-    """Drops the lines in which Lightning recommends other products."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        return "litlogger" not in record.getMessage() and "litmodels" not in record.getMessage()
-
-
-logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(_NoAdvertising())
-
-
 def create_lightning_trainer(
     container: LightningContainer,
     num_nodes: int = 1,

@@ -79,6 +79,7 @@ class TrainingRunner(RunnerBase):
         """Trains the model, and returns the last value of every metric."""
         data = self._prepare_training()
         trainer = self.create_trainer(is_inference=False)
+        logger.info(f"Training on {_place_of(trainer)}, precision {trainer.precision}.")
         self._has_checkpoints = not getattr(trainer, "fast_dev_run", False)
         self._is_inference_distributed = self._needs_all_ranks_for_inference(trainer)
         last = self.container.checkpoint_folder / LAST_CHECKPOINT if self._has_checkpoints else None
@@ -211,3 +212,11 @@ class TrainingRunner(RunnerBase):
             trainer = self.create_trainer(is_inference=True)
             data = self.get_data("get_data_module", steps)
             return self.evaluate(trainer, data, checkpoint, has_validation="validation_step" in steps)
+
+
+def _place_of(trainer: Trainer) -> str:
+    """Returns where a Trainer computes: ``the CPU``, ``one GPU``, ``4 GPUs`` or ``2 processes on the CPU``."""
+    kind = {"cpu": "CPU", "cuda": "GPU"}.get(trainer.strategy.root_device.type, trainer.strategy.root_device.type)
+    if kind == "CPU":
+        return "the CPU" if trainer.world_size == 1 else f"{trainer.world_size} processes on the CPU"
+    return f"one {kind}" if trainer.world_size == 1 else f"{trainer.world_size} {kind}s"

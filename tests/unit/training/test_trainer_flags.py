@@ -300,14 +300,6 @@ def test_default_root_directory_is_the_outputs_folder(tmp_path: Path) -> None:
     assert trainer.default_root_dir == str(container.outputs_folder)
 
 
-def test_lightning_advertises_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO, logger="pytorch_lightning"):
-        fit(tmp_path, max_epochs=1)
-
-    assert "litlogger" not in caplog.text
-    assert "litmodels" not in caplog.text
-
-
 def test_model_without_validation(tmp_path: Path) -> None:
     class TrainOnly(TinyModel):
         validation_step = LightningModule.validation_step
