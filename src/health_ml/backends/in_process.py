@@ -153,6 +153,12 @@ class _Run:
                 str(name): str(value) for name, value in self.container.get_additional_environment_variables().items()
             }
         values.update(child_environment(self.paths, self.environment, start_directory=self.start_directory))
+        if impossible := [name for name in values if not name or set(name) & {"=", "\0"}]:
+            raise ContainerError(
+                f"{type(self.container).__name__}.get_additional_environment_variables returned "
+                f"{', '.join(map(repr, impossible))}, which cannot be the name of an environment variable.",
+                "Names are not empty and contain no '='.",
+            )
         with environment_variables(values), self._debugging_of_processes():
             yield
 

@@ -71,7 +71,7 @@ def complete(draft: Draft, argv: Sequence[str], *, environment: RunEnvironment) 
     container.set_typed_parameters(typed)
     problems = check_combination(draft.config, container, typed, environment=environment)
     try:
-        call_user_code(container.validate)
+        call_user_code(container, "validate")
     except ArgumentsError as error:
         if not problems:
             raise
