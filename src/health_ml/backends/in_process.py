@@ -29,6 +29,7 @@ from health_ml.settings import (
 )
 from health_ml.training.distributed import child_environment
 from health_ml.training.effective import check_effective
+from health_ml.training.quiet import quiet_libraries
 from health_ml.training.result import RunOutcome, RunResult
 from health_ml.training.signals import RunInterrupted, SignalGuard
 from health_ml.training.user_code import describe_exception, user_code
@@ -74,7 +75,7 @@ def run_in_process(
     )
     container.set_run_paths(paths)
     run = _Run(experiment_config, container, environment, project_root, argv, waiting_mirror, plan)
-    with restored_environment(), run.variables():
+    with restored_environment(), run.variables(), quiet_libraries():
         if environment.is_global_rank_zero:
             return run.with_record(sources)
         return run.without_record()
@@ -158,6 +159,12 @@ class _Run:
                 str(name): str(value) for name, value in self.container.get_additional_environment_variables().items()
             }
         values.update(child_environment(self.paths, self.environment, start_directory=self.start_directory))
+        if impossible := [name for name in values if not name or set(name) & {"=", "\0"}]:
+            raise ContainerError(
+                f"{type(self.container).__name__}.get_additional_environment_variables returned "
+                f"{', '.join(map(repr, impossible))}, which cannot be the name of an environment variable.",
+                "Names are not empty and contain no '='.",
+            )
         with environment_variables(values), self._debugging_of_processes():
             yield
 
