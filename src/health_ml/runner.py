@@ -195,7 +195,8 @@ def _waiting_mirror(draft: Draft, environment: RunEnvironment, project_root: Pat
         yield None
         return
     uri = resolve_tracking_uri(draft.config.tracking_uri, environ=os.environ, project_root=project_root)
-    if uri == NO_TRACKING or not environment.is_global_rank_zero:
+    is_mirrored_by_fan_out = environment.fan_out_folder is not None
+    if uri == NO_TRACKING or not environment.is_global_rank_zero or is_mirrored_by_fan_out:
         yield None
         return
     from health_ml.records.mirror import WaitingMirror

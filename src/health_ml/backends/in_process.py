@@ -277,7 +277,7 @@ class _RecordedRun:
                 if isinstance(error, SystemExit):
                     raise _premature_end(error, self._run.container) from error
                 raise
-            messages = self._close(RunStatus.FINISHED, "")
+            messages = self._close(RunStatus.FINISHED, " ".join(outcome.messages), checkpoint=outcome.checkpoint)
             return self._run.result(RunStatus.FINISHED, replace(outcome, messages=(*outcome.messages, *messages)))
 
     def _open(self, sources: Mapping[str, str]) -> None:
@@ -288,7 +288,8 @@ class _RecordedRun:
         self._provenance = ProvenanceThread(record, self._document, code).start()
         if run.plan is not None and not (record.folder / f"{RECORD_PLAN_DOCUMENT}.json").exists():
             record.write_document(RECORD_PLAN_DOCUMENT, run.plan.to_json())
-        self._mirror = run.start_mirror(record)
+        if run.environment.fan_out_folder is None:  # else the mirror of the fan-out carries its trials too
+            self._mirror = run.start_mirror(record)
         write_config(record, run.config, run.container, sources=sources, tags=run.tags())
 
     def _close_after(self, error: BaseException) -> None:
@@ -299,13 +300,13 @@ class _RecordedRun:
         except (HimlError, OSError) as second:
             logger.error(f"The record of the run could not be closed: {second}")
 
-    def _close(self, status: RunStatus, message: str) -> tuple[str, ...]:
+    def _close(self, status: RunStatus, message: str, *, checkpoint: Path | None = None) -> tuple[str, ...]:
         """Writes how the run ended and lets the mirror catch up; returns what to tell the user."""
         self._guard.start_deferring()
         if self._provenance is not None:
             self._provenance.join()
         if self._document is not None:
-            self._document.update({"ended": time.time()})
+            self._document.update({"ended": time.time(), "checkpoint": self._in_run_folder(checkpoint)})
         self._record.set_status(status, message)
         if self._mirror is None:
             return ()
@@ -313,6 +314,11 @@ class _RecordedRun:
         if state.is_complete:
             return ()
         return (state.message,)
+
+    def _in_run_folder(self, checkpoint: Path | None) -> str | None:
+        """Returns the path of a checkpoint in the run folder, which may be moved later."""
+        folder = self._run.paths.outputs
+        return str(checkpoint.relative_to(folder)) if checkpoint and checkpoint.is_relative_to(folder) else None
 
     def _note_forced_exit(self, interruption: RunInterrupted) -> None:
         self._record.set_status(interruption.status, f"{interruption} It was asked twice, so it exited at once.")

@@ -94,6 +94,13 @@ def run_facts(
         },
         "num_nodes": experiment_config.num_nodes,
         "is_in_azureml": environment.is_in_azureml,
+        **machine_facts(),
+    }
+
+
+def machine_facts() -> dict[str, Any]:
+    """Returns what is known about the programs, the machine and the user."""
+    return {
         "health_ml": __version__,
         "python": platform.python_version(),
         "executable": sys.executable,

@@ -154,6 +154,13 @@ class RunRecord:
         }
         self._append(RECORD_STATUS_FILE, encode_line(row))
 
+    def append_row(self, file_name: str, row: Mapping[str, Any]) -> None:
+        """Appends a line to a file of the record that this class does not know; the values have to be those of JSON.
+
+        :raises OutputError: If it cannot be written.
+        """
+        self._append(file_name, encode_line(dict(row)))
+
     def close(self) -> None:
         """Closes the files. What was logged is in them already."""
         descriptors, self._descriptors = self._descriptors, {}
