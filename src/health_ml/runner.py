@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -97,9 +97,9 @@ def _run(arguments: list[str], on_result: Callable[[RunResult], None] | None) ->
 
 def _without_experiment(command: CommandLine, *, environment: RunEnvironment, start_directory: Path) -> int:
     """Does what needs no model, and returns the exit code."""
-    from health_ml.cli.submit import Place
+    from health_ml.cli.submit import place_of
 
-    place = Place.of(environment, start_directory)
+    place = place_of(environment, start_directory)
     if command.list_snapshot:
         from health_ml.cli.list_snapshot import list_snapshot
 
@@ -123,9 +123,9 @@ def _rerun(
     """Repeats a run from its record: a job as a job, any other run in this process."""
     from health_ml.cli.command_line import read_command_line
     from health_ml.cli.rerun import read_repetition
-    from health_ml.cli.submit import Place, resubmit_job
+    from health_ml.cli.submit import place_of, resubmit_job
 
-    place = Place.of(environment, start_directory)
+    place = place_of(environment, start_directory)
     repetition = read_repetition(command, place)
     if repetition.is_job:
         return resubmit_job(repetition, place, only_plans=command.only_plans, write=_print)
@@ -147,7 +147,7 @@ def _run_experiment(
     from health_ml.cli.console import configure_logging, render_summary
     from health_ml.cli.draft import read_experiment
     from health_ml.cli.parse import complete
-    from health_ml.cli.submit import Place
+    from health_ml.cli.submit import place_of
 
     draft = read_experiment(command, start_directory=start_directory)
     # Before the model is imported, because Lightning brings its own handler where there is none.
@@ -156,16 +156,23 @@ def _run_experiment(
         from health_ml.cli.show_config import render_config
 
         return _print(render_config(complete(draft, arguments, environment=environment)))
-    place = Place.of(environment, start_directory)
+    place = place_of(environment, start_directory)
     is_job = bool(draft.config.cluster) and not environment.is_in_azureml
-    is_here = not (command.only_plans or is_job or draft.asks_for_several)
-    with _waiting_mirror(draft, environment, place.project_root) if is_here else nullcontext() as mirror:
+    is_started_here = not (command.only_plans or is_job)
+    with ExitStack() as stack:
+        mirror, warm = None, None
+        if is_started_here and draft.asks_for_several and environment.fan_out_folder is None:
+            from health_ml.cli.fan_out_here import warm_processes
+
+            warm = stack.enter_context(warm_processes(draft, place))
+        elif is_started_here:
+            mirror = stack.enter_context(_waiting_mirror(draft, environment, place.project_root))
         parsed = complete(draft, arguments, environment=environment)
         configure_logging(parsed.experiment_config.log_level, environment.local_rank)
         if command.only_plans or is_job or parsed.search_space is not None:
             from health_ml.cli.launch import launch
 
-            return launch(parsed, command, place, write=_print)
+            return launch(parsed, command, place, is_job=is_job, warm=warm, write=_print)
         from health_ml.backends.in_process import run_in_process
         from health_ml.cli.submit import plan_for_record
 

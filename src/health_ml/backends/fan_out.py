@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 MIRROR_SECONDS = 60.0
 
-Write = Callable[[str], None]
+Write = Callable[[str], object]
 
 
 @dataclass(frozen=True)

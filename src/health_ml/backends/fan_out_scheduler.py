@@ -102,7 +102,7 @@ class Scheduler:
         place: Place,
         slots: Slots,
         log: TrialLog,
-        write: Callable[[str], None],
+        write: Callable[[str], object],
     ) -> None:
         assert plan.search_space is not None
         self._folder = folder

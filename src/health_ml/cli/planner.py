@@ -13,7 +13,7 @@ from health_ml.cli.parse import ParsedCommand
 from health_ml.cli.tokens import tokenize
 from health_ml.lightning_container import LightningContainer
 from health_ml.planning.duration import parse_duration
-from health_ml.planning.plan import JobPlan, PlannedDataset, PlannedLimits, Provenance, pairs_of
+from health_ml.planning.plan import JobPlan, PlannedDataset, PlannedLimits, PlannedTrials, Provenance, pairs_of
 from health_ml.planning.provenance import GitState
 from health_ml.planning.secrets import mask_arguments
 from health_ml.planning.snapshot import Snapshot
@@ -65,6 +65,7 @@ def plan_job(
             }
         ),
         search_space=parsed.search_space,
+        trials=PlannedTrials(config.fail_fast, container.max_num_gpus, config.tracking_uri),
         provenance=Provenance.of(git_state) if git_state else None,
     )
 

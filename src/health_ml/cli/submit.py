@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 import shlex
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from health_ml.backends.base import Backend, BackendContext, Request, RunHandle
 from health_ml.backends.checks import check_before_start
+from health_ml.backends.fan_out_scheduler import Place
 from health_ml.backends.registry import load_backend, parse_cluster
 from health_ml.cli.parse import ParsedCommand
 from health_ml.cli.planner import plan_job, travelling_state
@@ -39,22 +39,10 @@ EXIT_CODES = {
 """Exit code of a command that waited for a run, by how the run ended; any other end counts as failed."""
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where the command was typed.
-
-    :param start_directory: The folder; relative paths start there, and what is below it travels.
-    :param project_root: Folder of the store of runs.
-    """
-
-    start_directory: Path
-    project_root: Path
-
-    @classmethod
-    def of(cls, environment: RunEnvironment, current_directory: Path) -> Place:
-        """Returns the place of a command."""
-        start_directory = environment.start_directory or current_directory
-        return cls(start_directory, environment.project_root or start_directory)
+def place_of(environment: RunEnvironment, current_directory: Path) -> Place:
+    """Returns where a command was typed."""
+    start_directory = environment.start_directory or current_directory
+    return Place(start_directory, environment.project_root or start_directory)
 
 
 def submit_job(parsed: ParsedCommand, place: Place, *, write: Write) -> int:
