@@ -86,7 +86,7 @@ def _run(arguments: list[str], on_result: Callable[[RunResult], None] | None) ->
         from health_ml.cli.sync_run import sync_run
 
         return _print(sync_run(command, start_directory=start_directory))
-    if command.attach or command.status or command.cancel or command.list_snapshot:
+    if command.attach or command.status or command.cancel or command.rerun_failed or command.list_snapshot:
         return _without_experiment(command, environment=environment, start_directory=start_directory)
     if command.rerun:
         return _rerun(command, environment=environment, start_directory=start_directory, on_result=on_result)
@@ -108,6 +108,8 @@ def _without_experiment(command: CommandLine, *, environment: RunEnvironment, st
 
     if command.attach:
         return follow_run.attach_to_run(command, place, write=_print)
+    if command.rerun_failed:
+        return follow_run.rerun_failed(command, place, write=_print)
     if command.cancel:
         return follow_run.cancel_run(command, place, write=_print)
     return follow_run.show_status(command, place, write=_print)
@@ -129,6 +131,10 @@ def _rerun(
     repetition = read_repetition(command, place)
     if repetition.is_job:
         return resubmit_job(repetition, place, only_plans=command.only_plans, write=_print)
+    if repetition.plan.search_space is not None:
+        from health_ml.cli.fan_out_here import rerun_trials
+
+        return rerun_trials(repetition, place, only_plans=command.only_plans, write=_print)
     arguments = list(repetition.plan.argv)
     again = replace(read_command_line(arguments), is_dry_run=command.is_dry_run, print_plan=command.print_plan)
     return _run_experiment(

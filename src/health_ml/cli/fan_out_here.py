@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timezone
+from pathlib import Path
 
 import param
 
@@ -18,11 +19,12 @@ from health_ml.backends.trial_processes import TrialServer
 from health_ml.cli.draft import Draft
 from health_ml.cli.given import Given
 from health_ml.cli.parse import ParsedCommand
+from health_ml.cli.rerun import Repetition
 from health_ml.cli.submit import Write, plan_here
 from health_ml.environment import process_environment
 from health_ml.errors import HimlError, OutputError
 from health_ml.planning.fan_out import FanOutOptions, build_search_space
-from health_ml.planning.plan import PlannedTrials
+from health_ml.planning.plan import JobPlan, PlannedTrials
 from health_ml.records.mirror import WaitingMirror
 from health_ml.records.tracking import NO_TRACKING, resolve_tracking_uri
 from health_ml.settings import OUTPUTS_FOLDER
@@ -37,9 +39,20 @@ def run_trials(parsed: ParsedCommand, place: Place, *, warm: WarmProcesses | Non
     check_before_start(
         parsed.experiment_config, container, start_directory=place.start_directory, project_root=place.project_root
     )
-    plan = plan_here(parsed, place)
+    return _run_plan(plan_here(parsed, place), place, output_to=container.output_to, warm=warm, write=write)
+
+
+def rerun_trials(repetition: Repetition, place: Place, *, only_plans: bool, write: Write) -> int:
+    """Runs all trials of an earlier fan-out again, as a new one, and returns the exit code of the command."""
+    if only_plans:
+        write(repetition.plan.to_text().rstrip())
+        return 0
+    return _run_plan(repetition.plan, place, output_to=repetition.flags.output_to, warm=None, write=write)
+
+
+def _run_plan(plan: JobPlan, place: Place, *, output_to: Path | None, warm: WarmProcesses | None, write: Write) -> int:
     check_fan_out(plan)
-    parent = container.output_to or place.project_root / OUTPUTS_FOLDER
+    parent = output_to or place.project_root / OUTPUTS_FOLDER
     try:
         run_folder = make_unique_folder(parent, plan.model_name, now=datetime.now(timezone.utc))
     except OSError as error:
