@@ -97,9 +97,9 @@ def _run(arguments: list[str], on_result: Callable[[RunResult], None] | None) ->
 
 def _without_experiment(command: CommandLine, *, environment: RunEnvironment, start_directory: Path) -> int:
     """Does what needs no model, and returns the exit code."""
-    from health_ml.cli.submit import place_of
+    from health_ml.environment import Place
 
-    place = place_of(environment, start_directory)
+    place = Place.of(environment, start_directory)
     if command.list_snapshot:
         from health_ml.cli.list_snapshot import list_snapshot
 
@@ -125,9 +125,10 @@ def _rerun(
     """Repeats a run from its record: a job as a job, any other run in this process."""
     from health_ml.cli.command_line import read_command_line
     from health_ml.cli.rerun import read_repetition
-    from health_ml.cli.submit import place_of, resubmit_job
+    from health_ml.cli.submit import resubmit_job
+    from health_ml.environment import Place
 
-    place = place_of(environment, start_directory)
+    place = Place.of(environment, start_directory)
     repetition = read_repetition(command, place)
     if repetition.is_job:
         return resubmit_job(repetition, place, only_plans=command.only_plans, write=_print)
@@ -153,7 +154,7 @@ def _run_experiment(
     from health_ml.cli.console import configure_logging, render_summary
     from health_ml.cli.draft import read_experiment
     from health_ml.cli.parse import complete
-    from health_ml.cli.submit import place_of
+    from health_ml.environment import Place
 
     draft = read_experiment(command, start_directory=start_directory)
     # Before the model is imported, because Lightning brings its own handler where there is none.
@@ -162,7 +163,7 @@ def _run_experiment(
         from health_ml.cli.show_config import render_config
 
         return _print(render_config(complete(draft, arguments, environment=environment)))
-    place = place_of(environment, start_directory)
+    place = Place.of(environment, start_directory)
     is_job = bool(draft.config.cluster) and not environment.is_in_azureml
     is_started_here = not (command.only_plans or is_job)
     with ExitStack() as stack:

@@ -13,7 +13,6 @@ import param
 from health_ml.backends.checks import check_before_start
 from health_ml.backends.fan_out import WarmProcesses, check_fan_out, create_fan_out, run_fan_out
 from health_ml.backends.fan_out_resources import Slots, share_out
-from health_ml.backends.fan_out_scheduler import Place
 from health_ml.backends.run_folder import make_unique_folder
 from health_ml.backends.trial_processes import TrialServer
 from health_ml.cli.draft import Draft
@@ -21,7 +20,7 @@ from health_ml.cli.given import Given
 from health_ml.cli.parse import ParsedCommand
 from health_ml.cli.rerun import Repetition
 from health_ml.cli.submit import Write, plan_here
-from health_ml.environment import process_environment
+from health_ml.environment import Place, process_environment
 from health_ml.errors import HimlError, OutputError
 from health_ml.planning.fan_out import FanOutOptions, build_search_space
 from health_ml.planning.plan import JobPlan, PlannedTrials

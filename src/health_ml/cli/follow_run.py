@@ -8,12 +8,12 @@ import time
 from pathlib import Path
 
 from health_ml.backends.base import BackendContext, RunHandle
-from health_ml.backends.fan_out_scheduler import Place
 from health_ml.backends.local_layout import LocalJobFolder
 from health_ml.backends.registry import load_backend, parse_cluster
 from health_ml.cli.command_line import CommandLine
 from health_ml.cli.run_store_flags import StoreFlags, read_store_flags
 from health_ml.cli.submit import EXIT_CODES, Write, follow
+from health_ml.environment import Place
 from health_ml.errors import EXIT_FAILED, BackendError
 from health_ml.planning.fan_out_folder import FanOutFolder
 from health_ml.planning.run_store import find_run_folder

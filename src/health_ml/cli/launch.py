@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from health_ml.backends.fan_out import WarmProcesses
-from health_ml.backends.fan_out_scheduler import Place
 from health_ml.cli.command_line import CommandLine
 from health_ml.cli.fan_out_here import run_trials
 from health_ml.cli.parse import ParsedCommand
 from health_ml.cli.submit import Write, show_plan, submit_job
+from health_ml.environment import Place
 
 
 def launch(

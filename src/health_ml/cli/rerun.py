@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from health_ml.backends.fan_out_scheduler import Place
 from health_ml.backends.local_layout import LocalJobFolder
 from health_ml.cli.command_line import CommandLine
 from health_ml.cli.run_store_flags import StoreFlags, read_store_flags
 from health_ml.cli.tokens import normalized
+from health_ml.environment import Place
 from health_ml.errors import ArgumentsError, PlanError, did_you_mean
 from health_ml.planning.plan import JobPlan
 from health_ml.planning.provenance import GitState, read_git_state

@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING
 
 from health_ml.backends.base import Backend, BackendContext, Request, RunHandle
 from health_ml.backends.checks import check_before_start
-from health_ml.backends.fan_out_scheduler import Place
 from health_ml.backends.registry import load_backend, parse_cluster
 from health_ml.cli.parse import ParsedCommand
 from health_ml.cli.planner import plan_job, travelling_state
-from health_ml.environment import RunEnvironment, process_environment
+from health_ml.environment import Place, process_environment
 from health_ml.errors import EXIT_FAILED, PlanError, SnapshotError
 from health_ml.planning.plan import JobPlan
 from health_ml.planning.provenance import GitState, read_git_state
@@ -37,12 +36,6 @@ EXIT_CODES = {
     RunStatus.PREEMPTED: EXIT_SIGNAL_BASE + 15,
 }
 """Exit code of a command that waited for a run, by how the run ended; any other end counts as failed."""
-
-
-def place_of(environment: RunEnvironment, current_directory: Path) -> Place:
-    """Returns where a command was typed."""
-    start_directory = environment.start_directory or current_directory
-    return Place(start_directory, environment.project_root or start_directory)
 
 
 def submit_job(parsed: ParsedCommand, place: Place, *, write: Write) -> int:
