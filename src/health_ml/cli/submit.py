@@ -93,26 +93,26 @@ def resubmit_job(repetition: Repetition, place: Place, *, only_plans: bool, writ
     return follow(handle, write) if flags.config.wait_for_completion else 0
 
 
-def plan_for_record(parsed: ParsedCommand, place: Place) -> JobPlan | None:
-    """Returns the plan of a run in this process, for its record; None if a value cannot be written as a flag.
+def plan_here(parsed: ParsedCommand, place: Place) -> JobPlan:
+    """Returns the plan of what runs in this process or its children, from the user's own files.
 
     The state of the code is a document of its own in the record, which is written while the training starts.
 
     :raises SnapshotError: If the code is not clean although that is required.
+    :raises PlanError: If a value of the command line cannot be written as a flag.
     """
     if parsed.experiment_config.require_clean:
         _git_state(parsed, place)
+    return plan_job(parsed, start_directory=place.start_directory, environ=process_environment())
+
+
+def plan_for_record(parsed: ParsedCommand, place: Place) -> JobPlan | None:
+    """Returns the plan of a run in this process, for its record; None if it cannot be repeated from a plan."""
     try:
-        return plan_job(parsed, start_directory=place.start_directory, environ=process_environment())
+        return plan_here(parsed, place)
     except PlanError as error:
         logger.info("The run cannot be repeated with --rerun: %s", error)
         return None
-
-
-def plan_here(parsed: ParsedCommand, place: Place) -> JobPlan:
-    """Returns the plan of what runs in this process or its children, from the user's own files."""
-    git_state = _git_state(parsed, place)
-    return plan_job(parsed, start_directory=place.start_directory, environ=process_environment(), git_state=git_state)
 
 
 def check_clean(state: GitState | None, folder: Path) -> None:
