@@ -89,12 +89,20 @@ def check_fan_out(plan: JobPlan) -> Slots:
     """
     if plan.search_space is None:
         raise PlanError("The plan varies nothing, so there are no trials.", "Add --sweep or --different_seeds.")
+    check_one_node(plan)
+    return share_out(plan.search_space, plan.trials, {**process_environment(), **plan.environment})
+
+
+def check_one_node(plan: JobPlan) -> None:
+    """Raises an error if the trials are to run on several machines.
+
+    :raises PlanError: If so.
+    """
     if plan.num_nodes > 1:
         raise PlanError(
             f"--num_nodes={plan.num_nodes}: the trials of a fan-out run on this machine, each as one node.",
             "Leave out --num_nodes, or submit the fan-out to a cluster.",
         )
-    return share_out(plan.search_space, plan.trials, {**process_environment(), **plan.environment})
 
 
 def create_fan_out(plan: JobPlan, run_folder: Path) -> FanOutFolder:
@@ -211,6 +219,9 @@ class _FanOut:
             f"Fan-out {self.folder.run_id}: {self.space.trial_count} trials ({', '.join(self.space.sources)}), "
             f"{self.slots.count} at a time{self.slots.describe()}, {self.scheduler.left} to start."
         )
+        if not self.scheduler.left:
+            self.scheduler.run(None, guard)
+            return
         environment = {**self.plan.environment, **self.slots.shared_environment}
         if warm is not None and warm.serves(self.place.start_directory, environment):
             server = warm

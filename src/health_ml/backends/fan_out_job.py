@@ -17,15 +17,22 @@ from health_ml.planning.fan_out_folder import FanOutFolder
 
 RERUN_FAILED = "--rerun_failed_trials"
 """First argument of a job that runs the failed trials again; no flag of the runner has this name."""
+_JOB_MODULE = "health_ml.backends.fan_out_job"
 
 
-def command(argv: Sequence[str], *, is_rerunning_failed: bool = False) -> tuple[str, ...]:
-    """Returns program and arguments of the job.
+def fan_out_command(argv: Sequence[str]) -> tuple[str, ...]:
+    """Returns program and arguments of the job that runs a fan-out.
 
     :param argv: Arguments of a trial without its parameters, in full: the record does not keep secrets.
     """
+    return (sys.executable, "-m", _JOB_MODULE, *argv)
+
+
+def with_rerun(command: Sequence[str], *, is_rerunning_failed: bool) -> tuple[str, ...]:
+    """Returns the command of a job that runs the failed trials again, or leaves them as they are."""
+    end = command.index(_JOB_MODULE) + 1
     flags = (RERUN_FAILED,) if is_rerunning_failed else ()
-    return (sys.executable, "-m", "health_ml.backends.fan_out_job", *flags, *argv)
+    return (*command[:end], *flags, *(argument for argument in command[end:] if argument != RERUN_FAILED))
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -135,10 +135,10 @@ class Scheduler:
             ],
         )
 
-    def run(self, server: TrialServer, guard: SignalGuard) -> None:
+    def run(self, server: TrialServer | None, guard: SignalGuard) -> None:
         """Runs all trials that are left, or until somebody asks to stop.
 
-        :param server: Starts trials; while it loads, trials of a former scheduler are followed.
+        :param server: Starts trials; while it loads, trials of a former scheduler are followed. None if none is left.
         :param guard: Knows whether a signal came.
         """
         limit = self._space.timeout_seconds
@@ -150,7 +150,7 @@ class Scheduler:
                 self._stop_all(signal.SIGINT)
             elif time.monotonic() > deadline:
                 self._stop_because(f"The search ran longer than its time limit of {limit:g} seconds.")
-            else:
+            elif server is not None:
                 self._start_trials(server)
             self._reap()
             time.sleep(_POLL_SECONDS)

@@ -34,6 +34,11 @@ class MetricHistory:
         epochs = sorted(epoch for epoch in self._by_epoch if before_epoch is None or epoch < before_epoch)
         return [self._by_epoch[epoch] for epoch in epochs]
 
+    def has(self, epoch: int) -> bool:
+        """True if an epoch has logged the metric."""
+        self._read()
+        return epoch in self._by_epoch
+
     def _read(self) -> None:
         lines = read_lines(self._file, self._position)
         if lines:

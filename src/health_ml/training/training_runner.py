@@ -11,6 +11,7 @@ from health_ml.checkpoints.recovery import find_recovery_checkpoint
 from health_ml.environment import restored_environment, working_directory
 from health_ml.errors import ArgumentsError, CheckpointError, ContainerError
 from health_ml.settings import LAST_CHECKPOINT
+from health_ml.training.callbacks.early_termination import EarlyTermination, add_early_termination
 from health_ml.training.callbacks.stop_on_signal import StopOnSignal
 from health_ml.training.distributed import choose_devices
 from health_ml.training.rank_launcher import RankLauncher, use_rank_launcher
@@ -42,6 +43,7 @@ class TrainingRunner(RunnerBase):
         self._has_failed = True
         self._has_checkpoints = True
         self._is_inference_distributed = False
+        self._early_termination: EarlyTermination | None = None
 
     def run(self) -> RunOutcome:
         """Trains unless only inference was asked for, validates and tests, and returns what came out.
@@ -67,7 +69,9 @@ class TrainingRunner(RunnerBase):
             self._announce_extra_validation()
             checkpoint = self._checkpoint_to_test()
             metrics.update(self._infer(checkpoint))
-        return RunOutcome(metrics, checkpoint=checkpoint)
+        termination = self._early_termination
+        messages = (termination.reason,) if termination is not None and termination.reason else ()
+        return RunOutcome(metrics, checkpoint=checkpoint, messages=messages)
 
     def check_before_model(self) -> None:
         """Checks the checkpoint to continue from, before the user's code builds data and model."""
@@ -83,6 +87,7 @@ class TrainingRunner(RunnerBase):
         self._has_checkpoints = not getattr(trainer, "fast_dev_run", False)
         self._is_inference_distributed = self._needs_all_ranks_for_inference(trainer)
         last = self.container.checkpoint_folder / LAST_CHECKPOINT if self._has_checkpoints else None
+        self._early_termination = add_early_termination(trainer, self.environment)
         trainer.callbacks.append(StopOnSignal(self.guard, last))  # type: ignore[attr-defined]
         self._launcher = use_rank_launcher(
             trainer, argv=self.argv, folder=self.start_directory, on_rank_failed=self.on_rank_failed
