@@ -18,7 +18,7 @@ from health_ml.errors import EXIT_FAILED, PlanError, SnapshotError
 from health_ml.planning.plan import JobPlan
 from health_ml.planning.provenance import GitState, read_git_state
 from health_ml.planning.secret_files import check_secret_files
-from health_ml.planning.snapshot import hash_cache_folder, snapshot_store_folder, take_snapshot
+from health_ml.planning.snapshot import hash_cache_folder, snapshot_store_folder, take_snapshot, user_cache_folder
 from health_ml.planning.snapshot_store import SnapshotStore
 from health_ml.records.record import RunStatus
 from health_ml.training.result import EXIT_SIGNAL_BASE
@@ -180,7 +180,12 @@ def _plan_with_snapshot(
     environ = process_environment()
     folder = place.start_directory
     git_state = _git_state(parsed, place)
-    snapshot = take_snapshot(folder, cache_folder=hash_cache_folder(environ), max_snapshot_mb=config.max_snapshot_mb)
+    snapshot = take_snapshot(
+        folder,
+        cache_folder=hash_cache_folder(environ),
+        max_snapshot_mb=config.max_snapshot_mb,
+        extra_patterns=own_folders(folder, parsed.container.output_to, user_cache_folder(environ)),
+    )
     check_secret_files(folder, snapshot.files, allowed=config.allow_secret_files)
     if git_state is not None:
         git_state = travelling_state(git_state, snapshot, folder)
@@ -189,6 +194,14 @@ def _plan_with_snapshot(
     if is_stored:
         SnapshotStore(snapshot_store_folder(environ)).store(snapshot, folder)
     return plan, git_state
+
+
+def own_folders(folder: Path, *places: Path | None) -> tuple[str, ...]:
+    """Returns ignore patterns for those of the given folders that lie below a folder: what this program writes."""
+    inside = [
+        place.relative_to(folder).as_posix() for place in places if place is not None and place.is_relative_to(folder)
+    ]
+    return tuple(f"/{path}/" for path in inside if path != ".")
 
 
 def _git_state(parsed: ParsedCommand, place: Place) -> GitState | None:
