@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from health_ml.backends.fan_out import FanOutResult, WarmProcesses, create_fan_out, run_fan_out
-from health_ml.backends.fan_out_scheduler import Place
 from health_ml.backends.trial_processes import TrialServer
+from health_ml.environment import Place
 from health_ml.planning.fan_out import FanOutOptions, build_search_space
 from health_ml.planning.fan_out_folder import FanOutFolder
 from health_ml.planning.plan import JobPlan, PlannedTrials

@@ -16,11 +16,11 @@ from types import FrameType
 
 from health_ml.backends.fan_out_resources import Slots, share_out
 from health_ml.backends.fan_out_results import make_report, write_results
-from health_ml.backends.fan_out_scheduler import Place, Scheduler
+from health_ml.backends.fan_out_scheduler import Scheduler
 from health_ml.backends.run_facts import ProvenanceThread, RunDocument, machine_facts
 from health_ml.backends.trial_lock import read_owner, write_owner
 from health_ml.backends.trial_processes import TrialServer, kill_trials
-from health_ml.environment import RunEnvironment, process_environment
+from health_ml.environment import Place, RunEnvironment, process_environment
 from health_ml.errors import EXIT_FAILED, BackendError, PlanError
 from health_ml.planning.fan_out_folder import FanOutFolder
 from health_ml.planning.plan import JobPlan
@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 MIRROR_SECONDS = 60.0
 
-Write = Callable[[str], None]
+Write = Callable[[str], object]
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from health_ml.backends.fan_out import read_plan, run_fan_out
-from health_ml.backends.fan_out_scheduler import Place
-from health_ml.environment import RunEnvironment, process_environment
+from health_ml.environment import Place, RunEnvironment, process_environment
 from health_ml.errors import HimlError
 from health_ml.planning.fan_out_folder import FanOutFolder
 

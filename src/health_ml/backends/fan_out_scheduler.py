@@ -9,12 +9,12 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from health_ml.backends.fan_out_resources import Slots
 from health_ml.backends.fan_out_results import best_value, end_of_trial, metrics_of_trial, tail_of_log
 from health_ml.backends.trial_lock import take_lock
 from health_ml.backends.trial_processes import TrialOrder, TrialProcess, TrialServer, start_fresh
+from health_ml.environment import Place
 from health_ml.errors import BackendError, did_you_mean
 from health_ml.planning.fan_out_folder import FanOutFolder
 from health_ml.planning.plan import JobPlan
@@ -35,18 +35,6 @@ from health_ml.training.signals import SignalGuard
 GRACE_SECONDS = 20.0
 """How long a trial may take to save its checkpoint; less than the supervisor of a job gives the whole fan-out."""
 _POLL_SECONDS = 0.05
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where the trials run.
-
-    :param start_directory: Their working directory, where the model is searched and relative paths start.
-    :param project_root: Folder of the store of runs and of MLflow.
-    """
-
-    start_directory: Path
-    project_root: Path
 
 
 @dataclass
@@ -102,7 +90,7 @@ class Scheduler:
         place: Place,
         slots: Slots,
         log: TrialLog,
-        write: Callable[[str], None],
+        write: Callable[[str], object],
     ) -> None:
         assert plan.search_space is not None
         self._folder = folder

@@ -39,14 +39,14 @@ class LogFollower:
         ]
         self._trials: dict[int, _Log] = {}
 
-    def forward(self, write: Callable[[str], None]) -> bool:
+    def forward(self, write: Callable[[str], object]) -> bool:
         """Returns True if there were new lines; each is handed to ``write`` without its line end."""
         for index in self._fan_out.trial_indices():
             if index not in self._trials:
                 self._trials[index] = _Log(self._fan_out.trial_log(index), f"[trial {index}] ")
         return any([_forward(log, write) for log in self._all()])
 
-    def flush(self, write: Callable[[str], None]) -> None:
+    def flush(self, write: Callable[[str], object]) -> None:
         """Hands over last lines that have no line end."""
         for log in self._all():
             if log.rest:
@@ -57,7 +57,7 @@ class LogFollower:
         return [*self._trials.values(), *self._logs]
 
 
-def _forward(log: _Log, write: Callable[[str], None]) -> bool:
+def _forward(log: _Log, write: Callable[[str], object]) -> bool:
     has_new_lines = False
     try:
         file = log.path.open("rb")
@@ -74,6 +74,6 @@ def _forward(log: _Log, write: Callable[[str], None]) -> bool:
     return has_new_lines
 
 
-def _write(log: _Log, line: bytes, write: Callable[[str], None]) -> None:
+def _write(log: _Log, line: bytes, write: Callable[[str], object]) -> None:
     text = line.decode("utf-8", errors="replace").rstrip("\r")
     write(f"{log.prefix}{text}")

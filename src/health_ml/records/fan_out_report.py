@@ -107,8 +107,7 @@ class FanOutReport:
     def to_text(self) -> str:
         """Returns both tables for the console."""
         metric = self.primary_metric
-        notes = ["note"] if any(trial.note for trial in self.trials) else []
-        header = ["trial", *self.parameter_names(), *([metric] if metric else []), "status", "time", "run", *notes]
+        header = ["trial", *self.parameter_names(), *([metric] if metric else []), "status", "time", "run"]
         rows = [
             [
                 str(trial.index),
@@ -117,11 +116,11 @@ class FanOutReport:
                 trial.status.value,
                 _duration(trial.seconds),
                 trial.run_id,
-                *([trial.note] if notes else []),
             ]
             for trial in self.trials
         ]
-        parts = [_aligned(header, rows)]
+        notes = [f"Trial {trial.index}: {trial.note}" for trial in self.trials if trial.note]
+        parts = [_aligned(header, rows), *(["\n".join(notes)] if notes else [])]
         summary = [
             [name, str(found.count), *map(_number, (found.mean, found.deviation, found.minimum, found.maximum))]
             for name, found in self.statistics().items()
