@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -262,6 +263,7 @@ def test_a_trial_gives_the_same_as_a_run_alone(fan_outs: FanOuts) -> None:
         return [(row.step, row.epoch, row.metrics) for row in read_record(record).metrics]
 
     assert rows(folder.trial_record(3)) == rows(run / "run")
+    assert re.search(r"Z INFO +`Trainer.fit` stopped: ", folder.trial_log(3).read_text()), "messages look the same"
     assert rows(folder.trial_record(2)) != rows(run / "run")
     states = [
         torch.load(path / "checkpoints" / "last.ckpt", weights_only=True) for path in (folder.trial_folder(3), run)

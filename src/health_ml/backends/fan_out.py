@@ -216,8 +216,9 @@ class _FanOut:
 
     def _run_trials(self, warm: TrialServer | None, guard: SignalGuard, *, is_rerunning_failed: bool) -> None:
         self.scheduler.take_up(is_rerunning_failed=is_rerunning_failed)
+        count = self.space.trial_count
         self.write(
-            f"Fan-out {self.folder.run_id}: {self.space.trial_count} trials ({', '.join(self.space.sources)}), "
+            f"Fan-out {self.folder.run_id}: {count} trial{'s' * (count != 1)} ({', '.join(self.space.sources)}), "
             f"{self.slots.count} at a time{self.slots.describe()}, {self.scheduler.left} to start."
         )
         if not self.scheduler.left:
