@@ -60,7 +60,8 @@ def share_out(space: SearchSpace, trials: PlannedTrials, environment: Mapping[st
     per_trial = max(1, min(trials.max_num_gpus, len(gpus)))
     cores = usable_cores()
     room = len(gpus) // per_trial if gpus else min(cores, MOST_TRIALS_ON_CPU)
-    if wanted is not None and wanted > room and (gpus or trials.max_num_gpus > 0):
+    has_gpu_limit = bool(gpus) or trials.max_num_gpus > 0
+    if wanted is not None and has_gpu_limit and wanted > max(1, len(gpus) // per_trial):
         needed = max(1, trials.max_num_gpus)
         raise PlanError(
             f"--max_concurrent_trials={wanted} needs {wanted * needed} GPUs, and this machine has {len(gpus)} "

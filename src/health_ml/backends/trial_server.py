@@ -7,6 +7,7 @@ imports. Where that is not so, because an import has started CUDA or threads, it
 
 from __future__ import annotations
 
+import atexit
 import gc
 import importlib
 import json
@@ -16,13 +17,14 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+import traceback
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from health_ml.backends.trial_lock import write_owner
 from health_ml.environment import environment_variables, working_directory
+from health_ml.errors import EXIT_FAILED
 from health_ml.records.process_identity import process_identity
 
 MODULES = (
@@ -40,8 +42,8 @@ _PROBE_SECONDS = 10.0
 _PROBE_ELEMENTS = 1 << 20
 
 
-def main(connection: socket.socket, model: str) -> int:
-    """Returns the exit code of this process: that of a trial in the processes that are forked.
+def main(connection: socket.socket, model: str) -> None:
+    """Loads everything, and forks a process for each order until the scheduler has ended.
 
     :param connection: Where orders come from, and where the server says that it is ready.
     :param model: The model of the trials, as ``--model`` names it.
@@ -57,9 +59,8 @@ def main(connection: socket.socket, model: str) -> int:
         order, lock = received
         if os.fork() == 0:
             connection.close()
-            return _run_trial(order, lock)
+            _run_trial(order, lock)
         os.close(lock)
-    return 0
 
 
 def _preload(model: str) -> None:
@@ -121,17 +122,35 @@ def _receive(connection: socket.socket) -> tuple[dict[str, Any], int] | None:
 # --- in the process of a trial ---------------------------------------------------------------------------------------
 
 
-def _run_trial(order: dict[str, Any], lock: int) -> int:
-    """Returns the exit code of a trial after running it as a new process would."""
-    os.setsid()
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    write_owner(lock, process_identity())
-    _redirect_output(Path(order["log"]))
-    _forget_random_numbers()
-    run = importlib.import_module("health_ml.runner").main
-    with environment_variables(order["environment"]), working_directory(Path(order["folder"])), _flushed_output():
-        code: int = run(order["argv"])
-    return code
+def _run_trial(order: dict[str, Any], lock: int) -> NoReturn:
+    """Runs a trial as a new process would, and ends the process."""
+    code = EXIT_FAILED
+    try:
+        os.setsid()
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        write_owner(lock, process_identity())
+        _redirect_output(Path(order["log"]))
+        _forget_random_numbers()
+        run = importlib.import_module("health_ml.runner").main
+        with environment_variables(order["environment"]), working_directory(Path(order["folder"])):
+            code = run(order["argv"])
+    finally:
+        _end(code)
+
+
+def _end(code: int) -> NoReturn:
+    """Ends the process as Python does at its end, but leaves the memory to the system: that takes longer than a run."""
+    try:
+        if sys.exc_info()[0] is not None:
+            traceback.print_exc()
+        for thread in threading.enumerate():
+            if not thread.daemon and thread is not threading.current_thread():
+                thread.join()
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        os._exit(code)
 
 
 def _redirect_output(log: Path) -> None:
@@ -148,14 +167,5 @@ def _forget_random_numbers() -> None:
         numpy.random.seed()
 
 
-@contextmanager
-def _flushed_output() -> Iterator[None]:
-    try:
-        yield
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-
-
 if __name__ == "__main__":
-    raise SystemExit(main(socket.socket(fileno=int(sys.argv[1])), sys.argv[2]))
+    main(socket.socket(fileno=int(sys.argv[1])), sys.argv[2])

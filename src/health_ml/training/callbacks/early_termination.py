@@ -14,6 +14,8 @@ from health_ml.planning.plan import JobPlan
 from health_ml.records.metric_history import MetricHistory
 from health_ml.records.reader import read_document
 
+CHECKPOINT_KEY = "health_ml_stopped_early"
+
 
 class EarlyTermination(Checkpoint):
     """Decides at the end of each epoch that has logged the primary metric whether the training goes on.
@@ -55,13 +57,14 @@ class EarlyTermination(Checkpoint):
         if self.reason:
             trainer.should_stop = True
 
-    def state_dict(self) -> dict[str, Any]:
-        """Returns the decision."""
-        return {"reason": self.reason}
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Adds the decision. As the state of the callback, Lightning would miss it in every run that loads the file."""
+        if self.reason:
+            checkpoint[CHECKPOINT_KEY] = self.reason
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Takes over the decision."""
-        self.reason = str(state_dict["reason"])
+        self.reason = str(checkpoint.get(CHECKPOINT_KEY, ""))
 
     def _decide(self, trainer: Trainer) -> str:
         own = self._own_history(trainer)
