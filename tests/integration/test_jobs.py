@@ -223,10 +223,13 @@ def test_what_the_runner_itself_writes_does_not_travel(project: Path, monkeypatc
 
 
 def test_list_snapshot(project: Path) -> None:
+    assert "look like secrets" not in himl(project, "--list_snapshot").stdout
+    (project / ".env").write_text("TOKEN=abcdefgh12345\n")
     run = himl(project, "--list_snapshot")
     assert run.exit_code == 0
     assert "small.py" in run.stdout
     assert "data/" in run.stdout.partition("do not travel")[2]
+    assert ".env: its name is that of a file with secrets" in run.stdout.partition("look like secrets")[2]
 
 
 # --- jobs on this machine ---------------------------------------------------------------------------------------------

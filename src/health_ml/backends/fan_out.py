@@ -21,7 +21,7 @@ from health_ml.backends.run_facts import ProvenanceThread, RunDocument, machine_
 from health_ml.backends.trial_lock import read_owner, write_owner
 from health_ml.backends.trial_processes import TrialServer, kill_trials, living_trials
 from health_ml.environment import Place, RunEnvironment, process_environment
-from health_ml.errors import EXIT_FAILED, BackendError, PlanError
+from health_ml.errors import BackendError, PlanError
 from health_ml.planning.fan_out_folder import FanOutFolder
 from health_ml.planning.plan import JobPlan
 from health_ml.planning.secrets import MASK
@@ -32,7 +32,6 @@ from health_ml.records.reader import read_document, read_record
 from health_ml.records.record import RunRecord, RunStatus
 from health_ml.records.trial_log import TrialLog
 from health_ml.settings import LIGHTNING_LOGS_FOLDER, LOGS_FOLDER, RECORD_PLAN_DOCUMENT
-from health_ml.training.result import EXIT_SIGNAL_BASE
 from health_ml.training.signals import RunInterrupted, SignalGuard
 
 logger = logging.getLogger(__name__)
@@ -62,12 +61,7 @@ class FanOutResult:
     @property
     def exit_code(self) -> int:
         """Exit code of the process: 0 only if all trials finished."""
-        codes = {
-            RunStatus.FINISHED: 0,
-            RunStatus.PREEMPTED: EXIT_SIGNAL_BASE + signal.SIGTERM,
-            RunStatus.CANCELLED: EXIT_SIGNAL_BASE + signal.SIGINT,
-        }
-        return codes.get(self.status, EXIT_FAILED)
+        return self.status.exit_code
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from health_ml.backends.local_layout import LocalJobFolder
 from health_ml.backends.registry import load_backend, parse_cluster
 from health_ml.cli.command_line import CommandLine
 from health_ml.cli.run_store_flags import StoreFlags, read_store_flags
-from health_ml.cli.submit import EXIT_CODES, Write, follow
+from health_ml.cli.submit import Write, follow
 from health_ml.environment import Place
-from health_ml.errors import EXIT_FAILED, BackendError
+from health_ml.errors import BackendError
 from health_ml.planning.fan_out_folder import FanOutFolder
 from health_ml.planning.run_store import find_run_folder
 from health_ml.records.fan_out_report import FanOutReport
@@ -86,7 +86,7 @@ def show_status(command: CommandLine, place: Place, *, write: Write) -> int:
         folder = find_run_folder(command.status, place.project_root, flags.output_to)
         status, text = _local_status(command.status, folder)
         write(text)
-    return EXIT_CODES.get(status, EXIT_FAILED) if status.is_final else 0
+    return status.exit_code if status.is_final else 0
 
 
 def cancel_run(command: CommandLine, place: Place, *, write: Write) -> int:

@@ -13,14 +13,12 @@ from health_ml.backends.registry import load_backend, parse_cluster
 from health_ml.cli.parse import ParsedCommand
 from health_ml.cli.planner import plan_job, travelling_state
 from health_ml.environment import Place, process_environment
-from health_ml.errors import EXIT_FAILED, PlanError, SnapshotError
+from health_ml.errors import PlanError, SnapshotError
 from health_ml.planning.plan import JobPlan
 from health_ml.planning.provenance import GitState, read_git_state
 from health_ml.planning.secret_files import check_secret_files
 from health_ml.planning.snapshot import hash_cache_folder, snapshot_store_folder, take_snapshot, user_cache_folder
 from health_ml.planning.snapshot_store import SnapshotStore
-from health_ml.records.record import RunStatus
-from health_ml.training.result import EXIT_SIGNAL_BASE
 
 if TYPE_CHECKING:
     from health_ml.cli.rerun import Repetition
@@ -28,13 +26,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Write = Callable[[str], object]
-
-EXIT_CODES = {
-    RunStatus.FINISHED: 0,
-    RunStatus.CANCELLED: EXIT_SIGNAL_BASE + 2,
-    RunStatus.PREEMPTED: EXIT_SIGNAL_BASE + 15,
-}
-"""Exit code of a command that waited for a run, by how the run ended; any other end counts as failed."""
 
 
 def submit_job(parsed: ParsedCommand, place: Place, *, write: Write) -> int:
@@ -161,7 +152,7 @@ def follow(handle: RunHandle, write: Write) -> int:
     write(f"\nRun {handle.run_id}: {status.value}")
     for name, text in handle.facts().items():
         write(f"  {name:<10}{text}")
-    return EXIT_CODES.get(status, EXIT_FAILED)
+    return status.exit_code
 
 
 def _backend(parsed: ParsedCommand, place: Place) -> Backend:
