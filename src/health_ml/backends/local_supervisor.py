@@ -15,7 +15,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
@@ -23,7 +22,7 @@ from health_ml.backends.local_layout import LocalJob, LocalJobFolder
 from health_ml.backends.trial_processes import kill_trials
 from health_ml.environment import process_environment
 from health_ml.planning.fan_out_folder import FanOutFolder
-from health_ml.records.process_identity import process_identity
+from health_ml.records.process_identity import process_identity, signal_group
 from health_ml.records.reader import read_record
 from health_ml.records.record import RunRecord, RunStatus
 from health_ml.settings import (
@@ -180,12 +179,6 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def signal_group(group: int, number: int) -> None:
-    """Sends a signal to every process of a group; a group that has ended is not an error."""
-    with suppress(ProcessLookupError, PermissionError):
-        os.killpg(group, number)
 
 
 if __name__ == "__main__":
