@@ -59,6 +59,14 @@ def test_seeds_are_trials_that_equal_runs_alone(tmp_path: Path) -> None:
     )  # fmt: skip
     assert inference.metrics["test/mse"] == alone.metrics["test/mse"]
 
+    repeated = himl(tmp_path, f"--rerun={folder.run_id}_1")
+    assert repeated.exit_code == 0, repeated.stdout + repeated.stderr
+    assert repeated.record.last_values == alone.record.last_values
+    wrong = himl(tmp_path, f"--rerun={folder.run_id}", "--set=max_concurrent_trials=1", "--set=max_epoch=3")
+    assert wrong.exit_code == 2
+    assert "max_concurrent_trials is part of how the run was planned" in wrong.stderr
+    assert "Did you mean 'max_epochs'" in wrong.stderr
+
     again = himl(tmp_path, f"--rerun={folder.run_id}")
     assert again.exit_code == 0, again.stdout + again.stderr
     second = fan_out_of(again, tmp_path)
@@ -86,6 +94,10 @@ def test_a_submitted_fan_out_is_followed_like_any_job(tmp_path: Path) -> None:
     run_id = run.stdout.split()[2]
     folder = FanOutFolder(tmp_path / "outputs" / run_id)
     assert read_record(folder.run_folder).status.status is RunStatus.FINISHED
+    trial = json.loads(himl(tmp_path, f"--rerun={run_id}_1", "--print_plan=json").stdout)
+    whole = json.loads(himl(tmp_path, f"--rerun={run_id}", "--print_plan=json").stdout)
+    assert (trial["argv"], trial["search_space"]) == ([*whole["argv"], "--learning_rate=0.01"], None)
+    assert trial["snapshot_hash"] == whole["snapshot_hash"] != ""
     best = himl(
         tmp_path, "--model=HelloWorld", "--tracking_uri=none", "--run_inference_only", f"--src_checkpoint={run_id}:best"
     )

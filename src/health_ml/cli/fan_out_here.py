@@ -15,11 +15,12 @@ from health_ml.backends.fan_out import WarmProcesses, check_fan_out, create_fan_
 from health_ml.backends.fan_out_resources import Slots, share_out
 from health_ml.backends.run_folder import make_unique_folder
 from health_ml.backends.trial_processes import TrialServer
+from health_ml.cli.command_line import CommandLine
 from health_ml.cli.draft import Draft
 from health_ml.cli.given import Given
 from health_ml.cli.parse import ParsedCommand
 from health_ml.cli.rerun import Repetition
-from health_ml.cli.submit import Write, plan_here
+from health_ml.cli.submit import Write, plan_here, request_here, show_request
 from health_ml.environment import Place, process_environment
 from health_ml.errors import HimlError, OutputError
 from health_ml.planning.fan_out import FanOutOptions, build_search_space
@@ -41,11 +42,10 @@ def run_trials(parsed: ParsedCommand, place: Place, *, warm: WarmProcesses | Non
     return _run_plan(plan_here(parsed, place), place, output_to=container.output_to, warm=warm, write=write)
 
 
-def rerun_trials(repetition: Repetition, place: Place, *, only_plans: bool, write: Write) -> int:
-    """Runs all trials of an earlier fan-out again, as a new one, and returns the exit code of the command."""
-    if only_plans:
-        write(repetition.plan.to_text().rstrip())
-        return 0
+def rerun_trials(repetition: Repetition, place: Place, *, command: CommandLine, write: Write) -> int:
+    """Runs all trials of an earlier fan-out again, as a new one, or shows its plan, and returns the exit code."""
+    if command.only_plans:
+        return show_request(request_here(repetition.plan), is_plan_only=command.print_plan is not None, write=write)
     return _run_plan(repetition.plan, place, output_to=repetition.flags.output_to, warm=None, write=write)
 
 
