@@ -124,10 +124,12 @@ def test_a_job_with_a_fan_out(fan_outs: FanOuts) -> None:
     os.kill(handle.folder.read_processes()["supervisor"]["pid"], signal.SIGKILL)
     wait_until(lambda: handle.status() is RunStatus.KILLED)
 
-    resumed = backend.resume(handle.run_id)
-    lines: list[str] = []
-    resumed.stream(lines.append)
-    assert resumed.wait(60) is RunStatus.FINISHED
+    refused = invoke([f"--rerun_failed={handle.run_id}_0"], folder=fan_outs.root)
+    assert "is no fan-out" in refused.stderr
+    attached = invoke([f"--attach={handle.run_id}", "--cluster=local"], folder=fan_outs.root)
+    assert attached.exit_code == 0, attached.stdout + attached.stderr
+    assert handle.status() is RunStatus.FINISHED
+    lines = attached.stdout.splitlines()
     assert ends(folder) == [0, 1, 2]
     assert "Trial 0 is still running and is followed: level=0" in lines
     for index in range(3):

@@ -236,6 +236,18 @@ def test_list_snapshot(project: Path) -> None:
     assert ".env: its name is that of a file with secrets" in run.stdout.partition("look like secrets")[2]
 
 
+def test_list_snapshot_heeds_what_a_submission_would(project: Path) -> None:
+    (project / ".env").write_text("TOKEN=abcdefgh12345\n")
+    (project / "runs").mkdir()
+    (project / "runs" / "old.log").write_text("text")
+    run = himl(project, "--model=small.Small", "--list_snapshot", "--allow_secret_files=.env", "--output_to=runs")
+    assert run.exit_code == 0, run.stderr
+    assert "look like secrets" not in run.stdout
+    assert "old.log" not in run.stdout
+    too_large = himl(project, "--list_snapshot", "--max_snapshot_mb=0.00001")
+    assert (too_large.exit_code, "--max_snapshot_mb allows" in too_large.stderr) == (2, True)
+
+
 # --- jobs on this machine ---------------------------------------------------------------------------------------------
 
 
