@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from tests.helpers.process import run_himl
 from health_ml.checkpoints.fetch import resolve_checkpoint
 from health_ml.checkpoints.inspect import read_progress
 from health_ml.checkpoints.parser import CheckpointParser
+from health_ml.environment import environment_variables
 from health_ml.errors import BackendError, CheckpointError, PlanError
 from health_ml.planning.fan_out_folder import FanOutFolder
 from health_ml.planning.plan import JobPlan
@@ -233,6 +235,18 @@ def test_time_limits(fan_outs: FanOuts) -> None:
     assert result.message.startswith("The search ran longer than its time limit of 1 seconds. 1 of 1 trials did not")
 
 
+def test_each_trial_has_gpus_of_its_own(fan_outs: FanOuts) -> None:
+    with environment_variables({"CUDA_VISIBLE_DEVICES": "3,4,5,6"}):
+        folder, result = fan_outs.run_new("level=0,1,2", argv=("--max_epochs=1",), max_num_gpus=2)
+    assert result.exit_code == 0
+    assert ", 2 at a time with 2 GPUs each, 3 to start." in fan_outs.lines[0]
+    machines = [json.loads((folder.trial_folder(index) / "machine.json").read_text()) for index in range(3)]
+    assert [machine["gpus"] for machine in machines[:2]] == ["3,4", "5,6"]
+    assert machines[2]["gpus"] in ("3,4", "5,6")
+    assert machines[2]["argv"][0] == "himl-runner"
+    assert machines[2]["argv"][-1] == "--level=2"
+
+
 def test_a_trial_gives_the_same_as_a_run_alone(fan_outs: FanOuts) -> None:
     plan = JobPlan(
         "HelloWorld",
@@ -249,6 +263,7 @@ def test_a_trial_gives_the_same_as_a_run_alone(fan_outs: FanOuts) -> None:
         return [(row.step, row.epoch, row.metrics) for row in read_record(record).metrics]
 
     assert rows(folder.trial_record(3)) == rows(run / "run")
+    assert re.search(r"Z INFO +`Trainer.fit` stopped: ", folder.trial_log(3).read_text()), "messages look the same"
     assert rows(folder.trial_record(2)) != rows(run / "run")
     states = [
         torch.load(path / "checkpoints" / "last.ckpt", weights_only=True) for path in (folder.trial_folder(3), run)

@@ -16,9 +16,11 @@ import pytest
 from tests.helpers.fan_outs import TINY, FanOuts, ends, events
 
 from health_ml.backends.fan_out_job import fan_out_command
+from health_ml.backends.fan_out_resources import usable_cores
 from health_ml.backends.local_jobs import LocalBackend, LocalRunHandle
 from health_ml.backends.trial_lock import is_held, read_owner
 from health_ml.backends.trial_processes import living_trials
+from health_ml.environment import environment_variables
 from health_ml.errors import BackendError, PlanError
 from health_ml.planning.fan_out_folder import FanOutFolder
 from health_ml.planning.plan import JobPlan
@@ -175,9 +177,14 @@ def test_a_model_that_starts_threads_runs_each_trial_in_a_fresh_process(
 def test_mlflow_shows_the_trials_below_the_fan_out(fan_outs: FanOuts) -> None:
     from mlflow import MlflowClient
 
-    plan = fan_outs.plan("level=0,1", argv=("--max_epochs=1",), primary_metric="val/level", tracking_uri="")
-    folder = fan_outs.create_fan_out(plan)
-    assert fan_outs.run(folder).exit_code == 0, fan_outs.text
+    plan = fan_outs.plan(
+        "level=0,1", argv=("--max_epochs=1",), primary_metric="val/level", max_concurrent=2, tracking_uri=""
+    )
+    with environment_variables({"OMP_NUM_THREADS": None}):
+        folder = fan_outs.create_fan_out(plan)
+        assert fan_outs.run(folder).exit_code == 0, fan_outs.text
+    machine = json.loads((folder.trial_folder(0) / "machine.json").read_text())
+    assert machine["threads"] == max(1, usable_cores() // 2), "the processors are shared out"
     client = MlflowClient(f"sqlite:///{fan_outs.root}/mlflow.db")
 
     def runs() -> dict[str, tuple[str, str | None, float | None]]:
