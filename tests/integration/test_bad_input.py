@@ -214,6 +214,43 @@ def test_a_truncated_checkpoint_leaves_no_run(checkpoint: Path, tmp_path: Path) 
     assert not (tmp_path / "outputs").exists()
 
 
+def flip_a_weight(checkpoint: Path) -> None:
+    """Changes one bit in the weights, which torch loads without a word."""
+    content = torch.load(checkpoint, weights_only=True)
+    weight = content["state_dict"]["layer.weight"].numpy().tobytes()
+    data = bytearray(checkpoint.read_bytes())
+    data[data.index(weight)] ^= 1
+    checkpoint.write_bytes(data)
+    assert torch.load(checkpoint, weights_only=True).keys() == content.keys()
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "mode"),
+    [
+        ({"run_inference_only": True}, RunnerMode.TRAIN),
+        ({"resume_training": True, "max_epochs": 5}, RunnerMode.TRAIN),
+        ({}, RunnerMode.EVAL_FULL),
+    ],
+)
+def test_a_checkpoint_with_changed_weights_leaves_no_run(
+    kwargs: dict[str, Any], mode: RunnerMode, checkpoint: Path, tmp_path: Path
+) -> None:
+    flip_a_weight(checkpoint)
+    container = LineContainer(src_checkpoint=CheckpointParser(str(checkpoint)), **kwargs)
+    with pytest.raises(CheckpointError, match=r"is damaged or incomplete: its record '.*' differs from its checksum"):
+        run_container(container, tmp_path, mode=mode)
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_a_restarted_run_does_not_continue_from_changed_weights(tmp_path: Path) -> None:
+    folder = tmp_path / "outputs" / "job"
+    environment = RunEnvironment(run_folder=folder, run_id="job")
+    result = run_container(LineContainer(max_epochs=1), tmp_path, environment=environment)
+    flip_a_weight(result.paths.checkpoints / "last.ckpt")
+    with pytest.raises(CheckpointError, match=r"no checkpoint in .* can be used: last\.ckpt"):
+        run_container(LineContainer(max_epochs=2), tmp_path, environment=environment)
+
+
 class WideModel(LineModel):
     def __init__(self) -> None:
         super().__init__()

@@ -159,6 +159,19 @@ def test_run_extra_val_epoch_validates_the_tested_checkpoint(tmp_path: Path) -> 
     assert result.metrics["val/loss"] == pytest.approx(rows[1])
 
 
+def places_of(result: RunResult, metric: str) -> list[tuple[int | None, int | None]]:
+    """Returns the epoch and step of each row of a metric."""
+    return [(row.epoch, row.step) for row in read_record(result.paths.record).metrics if metric in row.metrics]
+
+
+def test_evaluation_is_recorded_where_the_checkpoint_was_written(finished: RunResult, tmp_path: Path) -> None:
+    assert places_of(finished, "val/loss") == [(0, 3), (1, 7), (1, 7)]
+    assert places_of(finished, "test/loss") == [(1, 7)]
+    inference = LineContainer(run_inference_only=True, src_checkpoint=src(finished))
+    result = run_container(inference, tmp_path)
+    assert places_of(result, "val/loss") == places_of(result, "test/loss") == [(1, 7)]
+
+
 # --- from one run to the next -----------------------------------------------------------------------------------------
 
 

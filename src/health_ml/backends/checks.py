@@ -11,7 +11,7 @@ from health_ml.errors import ArgumentsError, DatasetError
 from health_ml.experiment_config import ExperimentConfig, RunnerMode
 from health_ml.lightning_container import LightningContainer
 from health_ml.records.tracking import resolve_tracking_uri
-from health_ml.training.weights import check_epochs_left, examine_checkpoint, is_trusted
+from health_ml.training.weights import check_epochs_left, examine_checkpoint, is_trusted, verify_once
 
 
 def check_before_start(
@@ -68,6 +68,7 @@ def _check_checkpoint(
         check_epochs_left(examine_checkpoint(path, is_trusted=is_trusted(path, container, project_root)), container)
     elif container.run_inference_only or experiment_config.mode is RunnerMode.EVAL_FULL:
         read_progress(path)
+        verify_once(path)
 
 
 def _resolve_regression_folder(container: LightningContainer, start_directory: Path) -> None:

@@ -16,7 +16,6 @@ from health_ml.training.distributed import choose_devices
 from health_ml.training.rank_launcher import RankLauncher, use_rank_launcher
 from health_ml.training.result import RunOutcome
 from health_ml.training.runner_base import RunnerBase, as_numbers
-from health_ml.training.seeds import seed_all
 from health_ml.training.user_code import user_code
 from health_ml.training.weights import (
     LoadableCheckpoint,
@@ -96,6 +95,7 @@ class TrainingRunner(RunnerBase):
             arguments.update(ckpt_path=str(start.path), weights_only=start.is_weights_only)
         try:
             with working_directory(self.container.outputs_folder), explained_loading(start.path if start else None):
+                self.seed()  # a data module that splits its data in setup has to split them as in the test
                 trainer.fit(self.container.model, **arguments)
         finally:
             self.guard.stop_deferring()
@@ -112,7 +112,6 @@ class TrainingRunner(RunnerBase):
             if is_mine:
                 with user_code(self.container, method):
                     getattr(self.container, method)()
-        seed_all(self.container.get_effective_random_seed(), has_workers=True)
         evaluated = [step for step in ("validation_step", "test_step") if self.has_step(step)]
         return self.get_data("get_data_module", ["training_step", *evaluated])
 
