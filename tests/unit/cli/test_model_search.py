@@ -389,6 +389,13 @@ def test_constructor_error_names_the_users_line(tmp_path: Path) -> None:
         create_container(container_class)
 
 
+def test_constructor_that_ends_the_process_is_a_failure(tmp_path: Path) -> None:
+    write(tmp_path, pkg__a=MINE.replace("    pass\n", "    def __init__(self):\n        raise SystemExit(0)\n"))
+    container_class = find_container("pkg.Mine", folder=tmp_path)
+    with pytest.raises(ContainerError, match="Mine cannot be created: SystemExit: 0"):
+        create_container(container_class)
+
+
 def test_constructor_that_needs_arguments(tmp_path: Path) -> None:
     write(tmp_path, pkg__a=MINE.replace("    pass\n", "    def __init__(self, size):\n        super().__init__()\n"))
     container_class = find_container("pkg.Mine", folder=tmp_path)
