@@ -139,7 +139,7 @@ def test_an_unexpected_error_shows_the_lines_of_the_user(folder: Path, capsys: p
 
 
 def test_a_failing_method_is_named_without_a_traceback(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert in_folder(folder, "--model_variant=error") == 1
+    assert in_folder(folder, "--model_variant=error") == 2
     printed = capsys.readouterr().err
     assert printed.startswith(
         "himl-runner: Failing.set_model_variant failed with RuntimeError: the variant is broken ("
@@ -159,7 +159,7 @@ def test_the_process_is_left_as_it_was(folder: Path) -> None:
 
     before = state()
     assert in_folder(folder, "--print_config") == 0
-    assert in_folder(folder, "--model_variant=error") == 1
+    assert in_folder(folder, "--model_variant=error") == 2
     assert state() == before
 
 

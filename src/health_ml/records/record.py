@@ -19,6 +19,7 @@ from health_ml.planning.secrets import mask_program_text, mask_text
 from health_ml.records.encoding import encode_line, encode_number, encode_value
 from health_ml.records.process_identity import process_identity
 from health_ml.settings import (
+    RECORD_CONFIG_DOCUMENT,
     RECORD_HYPERPARAMETERS_FILE,
     RECORD_METRICS_FILE,
     RECORD_PACKAGES_DOCUMENT,
@@ -32,8 +33,9 @@ _FILE_MODE = 0o664
 _FOLDER_MODE = 0o775
 _APPEND = os.O_WRONLY | os.O_APPEND | os.O_CREAT
 
-# The names of packages (keyring, secretstorage) look like names of secrets.
-_DOCUMENTS_WITHOUT_SECRETS = frozenset({RECORD_PACKAGES_DOCUMENT})
+# The names of packages (keyring, secretstorage) look like names of secrets. The values in the config are masked when
+# it is put together, which leaves their sources readable.
+_DOCUMENTS_WITHOUT_SECRETS = frozenset({RECORD_PACKAGES_DOCUMENT, RECORD_CONFIG_DOCUMENT})
 
 
 class RunStatus(str, Enum):

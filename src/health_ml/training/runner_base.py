@@ -66,6 +66,7 @@ class RunnerBase:
         self.argv = tuple(argv)
         self.guard = guard or SignalGuard()
         self.source_checkpoint: Path | None = None
+        self.metrics: dict[str, float] = {}  # known so far, also after an interruption
         self.on_rank_failed: Callable[[int, int], None] = lambda rank, code: None
         self.on_model_created: Callable[[], None] = lambda: None
 

@@ -98,10 +98,11 @@ class TrainingRunner(RunnerBase):
                 self.seed()  # a data module that splits its data in setup has to split them as in the test
                 trainer.fit(self.container.model, **arguments)
         finally:
+            self.metrics = as_numbers(trainer.callback_metrics)
             self.guard.stop_deferring()
         self.guard.raise_if_received()
         self._has_failed = False
-        return as_numbers(trainer.callback_metrics)
+        return dict(self.metrics)
 
     def _prepare_training(self) -> LightningDataModule:
         for method, is_mine in (
