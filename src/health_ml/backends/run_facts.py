@@ -134,7 +134,9 @@ def write_config(
     tags: Mapping[str, Any],
 ) -> None:
     """Writes the values of all parameters, and the tags of the run."""
-    record.write_document(RECORD_CONFIG_DOCUMENT, resolved_config(experiment_config, container, sources))
+    # Only the values are secret: masked by the names, the sources would be hidden too.
+    config = resolved_config(experiment_config, container, sources)
+    record.write_document(RECORD_CONFIG_DOCUMENT, config, has_secrets=False)
     record.log_hyperparameters(hyperparameters(container))
     record.log_tags(tags)
 

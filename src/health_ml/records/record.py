@@ -19,7 +19,6 @@ from health_ml.planning.secrets import mask_program_text, mask_text
 from health_ml.records.encoding import encode_line, encode_number, encode_value
 from health_ml.records.process_identity import process_identity
 from health_ml.settings import (
-    RECORD_CONFIG_DOCUMENT,
     RECORD_HYPERPARAMETERS_FILE,
     RECORD_METRICS_FILE,
     RECORD_PACKAGES_DOCUMENT,
@@ -33,9 +32,8 @@ _FILE_MODE = 0o664
 _FOLDER_MODE = 0o775
 _APPEND = os.O_WRONLY | os.O_APPEND | os.O_CREAT
 
-# The names of packages (keyring, secretstorage) look like names of secrets. The values in the config are masked when
-# it is put together, which leaves their sources readable.
-_DOCUMENTS_WITHOUT_SECRETS = frozenset({RECORD_PACKAGES_DOCUMENT, RECORD_CONFIG_DOCUMENT})
+# The names of packages (keyring, secretstorage) look like names of secrets.
+_DOCUMENTS_WITHOUT_SECRETS = frozenset({RECORD_PACKAGES_DOCUMENT})
 
 
 class RunStatus(str, Enum):
@@ -90,14 +88,15 @@ class RunRecord:
         record.set_status(RunStatus.RUNNING)
         return record
 
-    def write_document(self, name: str, content: Any) -> Path:
+    def write_document(self, name: str, content: Any, *, has_secrets: bool = True) -> Path:
         """Returns the path of ``<name>.json`` after writing the content to it, all or nothing.
 
         Values that JSON lacks are stored as text, and secrets are masked.
 
+        :param has_secrets: False if they are masked already.
         :raises OutputError: If the file cannot be written.
         """
-        plain = encode_value(content, is_masked=name not in _DOCUMENTS_WITHOUT_SECRETS)
+        plain = encode_value(content, is_masked=has_secrets and name not in _DOCUMENTS_WITHOUT_SECRETS)
         return self._write_file(f"{name}.json", json.dumps(plain, indent=2, allow_nan=False) + "\n")
 
     def write_text(self, file_name: str, text: str) -> Path:
