@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import Any, ClassVar
 
+import param
 import pytest
 import torch
 from pytorch_lightning import LightningModule
@@ -74,6 +75,18 @@ def test_the_record_says_what_ran(tmp_path: Path) -> None:
     assert record.hyperparameters["max_epochs"] == 2
     assert record.tags["effective_random_seed"] == "45"
     assert epochs_of(result) == [0, 1]
+
+
+class TokenContainer(LineContainer):
+    n_tokens = param.Integer(5)
+    auth_token = param.String("hunter2hunter2hunter2")
+
+
+def test_only_values_are_secret_and_not_where_they_come_from(tmp_path: Path) -> None:
+    config = document(run_container(TokenContainer(max_epochs=1), tmp_path), "config")
+    assert config["n_tokens"] == {"value": 5, "source": "default"}
+    assert config["auth_token"] == {"value": "***", "source": "default"}
+    assert config["identity_based_auth"]["source"] == "default"
 
 
 def test_secrets_on_the_command_line_are_masked(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from health_ml.training.result import RunOutcome
 from health_ml.training.seeds import seed_all
 from health_ml.training.signals import SignalGuard
 from health_ml.training.trainer import create_lightning_trainer
-from health_ml.training.user_code import user_code
+from health_ml.training.user_code import explained_refusal, user_code
 from health_ml.training.weights import examine_checkpoint, explained_loading, is_trusted
 
 if TYPE_CHECKING:
@@ -170,7 +170,11 @@ class RunnerBase:
             examined = examine_checkpoint(checkpoint, is_trusted=self.is_trusted(checkpoint))
             arguments.update(ckpt_path=str(checkpoint), weights_only=examined.is_weights_only)
             examined.place(trainer)
-        with working_directory(self.container.outputs_folder), explained_loading(checkpoint):
+        with (
+            working_directory(self.container.outputs_folder),
+            explained_refusal(self.container),
+            explained_loading(checkpoint),
+        ):
             if has_validation:
                 self.seed()
                 metrics.update(as_numbers(*trainer.validate(self.container.model, **arguments)))

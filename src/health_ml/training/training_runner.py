@@ -16,7 +16,7 @@ from health_ml.training.distributed import choose_devices
 from health_ml.training.rank_launcher import RankLauncher, use_rank_launcher
 from health_ml.training.result import RunOutcome
 from health_ml.training.runner_base import RunnerBase, as_numbers
-from health_ml.training.user_code import user_code
+from health_ml.training.user_code import explained_refusal, user_code
 from health_ml.training.weights import (
     LoadableCheckpoint,
     check_epochs_left,
@@ -94,7 +94,11 @@ class TrainingRunner(RunnerBase):
             logger.info(f"Training continues from {start.path}")
             arguments.update(ckpt_path=str(start.path), weights_only=start.is_weights_only)
         try:
-            with working_directory(self.container.outputs_folder), explained_loading(start.path if start else None):
+            with (
+                working_directory(self.container.outputs_folder),
+                explained_refusal(self.container),
+                explained_loading(start.path if start else None),
+            ):
                 self.seed()  # a data module that splits its data in setup has to split them as in the test
                 trainer.fit(self.container.model, **arguments)
         finally:

@@ -197,7 +197,8 @@ def test_a_server_that_is_down_costs_nothing_but_the_mirror(tmp_path: Path, stor
     assert not state.is_complete
     assert "127.0.0.1:9" in state.message
     command = shlex.split(state.message.partition("Catch up with: himl-runner ")[2])
-    with working_directory(tmp_path / "tensorboard"):  # the advice holds wherever it is followed
+    (tmp_path / "elsewhere").mkdir()
+    with working_directory(tmp_path / "elsewhere"):  # the advice holds wherever it is followed
         assert main([*command, f"--tracking_uri={store}"]) == 0
     later = sync(record.folder, tracking_uri=store)
     assert later.is_complete, later
