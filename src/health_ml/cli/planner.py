@@ -7,17 +7,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from health_ml.cli.job_arguments import Travels, job_arguments, nothing_travels
 from health_ml.cli.parse import ParsedCommand
 from health_ml.cli.tokens import tokenize
-from health_ml.lightning_container import LightningContainer
 from health_ml.planning.duration import parse_duration
 from health_ml.planning.plan import JobPlan, PlannedDataset, PlannedLimits, Provenance, pairs_of
 from health_ml.planning.provenance import GitState
 from health_ml.planning.secrets import mask_arguments
 from health_ml.planning.snapshot import Snapshot
 from health_ml.settings import ENV_EXPERIMENT_NAME
+
+if TYPE_CHECKING:
+    from health_ml.lightning_container import LightningContainer
 
 
 def plan_job(

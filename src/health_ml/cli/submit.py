@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from health_ml.backends.base import Backend, BackendContext, Request, RunHandle
-from health_ml.backends.checks import check_before_start
 from health_ml.backends.registry import load_backend, parse_cluster
 from health_ml.cli.parse import ParsedCommand
 from health_ml.cli.planner import plan_job, travelling_state
@@ -76,6 +75,8 @@ def show_plan(parsed: ParsedCommand, place: Place, *, is_plan_only: bool, write:
         plan, _ = _plan_with_snapshot(parsed, place, backend, is_stored=False)
         request = backend.render(plan)
     else:
+        from health_ml.backends.checks import check_before_start  # imports Lightning, as the model does
+
         check_before_start(
             parsed.experiment_config,
             parsed.container,
@@ -187,6 +188,8 @@ def _backend(parsed: ParsedCommand, place: Place) -> Backend:
     name = parse_cluster(config.cluster)
     backend_class = load_backend(name.backend)
     if backend_class.is_on_this_machine:
+        from health_ml.backends.checks import check_before_start  # imports Lightning, as the model does
+
         check_before_start(config, container, start_directory=place.start_directory, project_root=place.project_root)
     return backend_class.create(BackendContext(name.target, place.project_root, container.output_to, config))
 
