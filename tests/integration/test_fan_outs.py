@@ -45,6 +45,8 @@ def test_seeds_are_trials_that_equal_runs_alone(tmp_path: Path) -> None:
     alone = himl(tmp_path, *FLAGS, "--random_seed=1")
     assert read_record(folder.trial_folder(1)).last_values == alone.record.last_values
     assert read_record(folder.trial_folder(0)).last_values != alone.record.last_values
+    typed = read_record(folder.record).document("run")["command_line"]
+    assert typed == ["himl-runner", *FLAGS, "--different_seeds=2"]
     assert [folder.table_file.is_file(), folder.page_file.is_file()] == [True, True]
 
     status = himl(tmp_path, f"--status={folder.run_id}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import shlex
 import signal
 import threading
 import time
@@ -258,12 +259,13 @@ class _FanOut:
     # --- record -------------------------------------------------------------------------------------------------------
 
     def _facts(self) -> dict[str, object]:
+        typed = dict(self.plan.tags).get("commandline_args")  # the plan's own arguments are those of a trial
         return {
             "run_id": self.folder.run_id,
             "kind": "fan_out",
             "model": self.plan.model_name,
             "experiment": self.plan.experiment,
-            "command_line": ["himl-runner", *self.plan.argv],
+            "command_line": ["himl-runner", *(self.plan.argv if typed is None else shlex.split(typed))],
             "started": time.time(),
             "attempt": self.attempt,
             **machine_facts(),

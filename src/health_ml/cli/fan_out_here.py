@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime, timezone
 from pathlib import Path
 
 import param
@@ -13,7 +12,7 @@ import param
 from health_ml.backends.checks import check_before_start
 from health_ml.backends.fan_out import WarmProcesses, check_fan_out, create_fan_out, run_fan_out
 from health_ml.backends.fan_out_resources import Slots, share_out
-from health_ml.backends.run_folder import make_unique_folder
+from health_ml.backends.run_folder import new_run_folder
 from health_ml.backends.trial_processes import TrialServer
 from health_ml.cli.command_line import CommandLine
 from health_ml.cli.draft import Draft
@@ -22,7 +21,7 @@ from health_ml.cli.parse import ParsedCommand
 from health_ml.cli.rerun import Repetition
 from health_ml.cli.submit import Write, plan_here, request_here, show_request
 from health_ml.environment import Place, process_environment
-from health_ml.errors import HimlError, OutputError
+from health_ml.errors import HimlError
 from health_ml.planning.fan_out import FanOutOptions, build_search_space
 from health_ml.planning.plan import JobPlan, PlannedTrials
 from health_ml.records.mirror import WaitingMirror
@@ -52,13 +51,7 @@ def rerun_trials(repetition: Repetition, place: Place, *, command: CommandLine, 
 def _run_plan(plan: JobPlan, place: Place, *, output_to: Path | None, warm: WarmProcesses | None, write: Write) -> int:
     check_fan_out(plan)
     parent = output_to or place.project_root / OUTPUTS_FOLDER
-    try:
-        run_folder = make_unique_folder(parent, plan.model_name, now=datetime.now(timezone.utc))
-    except OSError as error:
-        raise OutputError(
-            f"Cannot write the results of the trials to {parent}: {error.strerror or error}.",
-            "Choose a folder with --output_to, check its permissions, or free some space.",
-        ) from error
+    run_folder = new_run_folder(parent, plan.model_name)
     try:
         create_fan_out(plan, run_folder)
     except BaseException:
