@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from health_ml.backends.trial_processes import living_trials
 from health_ml.planning.fan_out_folder import FanOutFolder
 from health_ml.records.reader import read_record
 from health_ml.records.record import RunStatus
@@ -118,7 +119,11 @@ def test_a_killed_scheduler_is_taken_up_again_with_every_trial_once(tmp_path: Pa
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not folder.trial_folder(3).exists()
-    assert "KILLED" in himl(tmp_path, f"--status={folder.run_id}").stdout
+    status = himl(tmp_path, f"--status={folder.run_id}").stdout
+    assert f"Run {folder.run_id}: KILLED" in status
+    cancelled = himl(tmp_path, f"--cancel={folder.run_id}")
+    assert cancelled.exit_code == 0, cancelled.stderr
+    assert living_trials(folder) == [], "what still ran has ended"
     run = himl(tmp_path, f"--attach={folder.run_id}")
     assert run.exit_code == 0, run.stdout + run.stderr
     rows = [json.loads(line) for line in folder.trials_file.read_text().splitlines()]
@@ -126,7 +131,7 @@ def test_a_killed_scheduler_is_taken_up_again_with_every_trial_once(tmp_path: Pa
     for index in range(4):
         record = read_record(folder.trial_folder(index))
         assert record.status.status is RunStatus.FINISHED
-        epochs = [row.epoch for row in record.metrics if "train/loss" in row.metrics]
+        epochs = [row.epoch for row in record.metrics if "val/loss" in row.metrics]
         assert epochs == list(range(30)), "each epoch once: nothing is repeated, nothing is lost"
     assert "4 trials" in run.stdout
 

@@ -255,6 +255,10 @@ class _FanOut:
         self.write(f"\n{report.to_text()}\n" if report.trials else "\nNo trial has been started.\n")
         self.write(f"Fan-out {self.folder.run_id}: {status.value}. {message}".rstrip())
         self.write(f"  Results: {self.folder.page_file} and {self.folder.table_file.name}")
+        if status in (RunStatus.CANCELLED, RunStatus.PREEMPTED):
+            self.write(f"  Go on:   himl-runner --attach={self.folder.run_id}")
+        elif status is RunStatus.FAILED:
+            self.write(f"  Run what failed again: himl-runner --rerun_failed={self.folder.run_id}")
 
     # --- record -------------------------------------------------------------------------------------------------------
 

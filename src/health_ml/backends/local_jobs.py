@@ -66,8 +66,10 @@ class LocalRunHandle(RunHandle):
         return self.folder.run_folder
 
     def facts(self) -> dict[str, str]:
-        """Returns the folder of the run."""
-        return {"folder": str(self.run_folder)}
+        """Returns the folder of the run, and why it has not finished if it says so."""
+        view = read_record(self.run_folder / RECORD_FOLDER).status
+        is_bad = view.status.is_final and view.status is not RunStatus.FINISHED
+        return {"folder": str(self.run_folder), **({"reason": view.message} if is_bad and view.message else {})}
 
     def status(self) -> RunStatus:
         """Returns how the run stands; a job whose supervisor was killed before its end counts as KILLED."""

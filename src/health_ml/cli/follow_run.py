@@ -21,7 +21,7 @@ from health_ml.planning.run_store import find_run_folder
 from health_ml.records.fan_out_report import FanOutReport
 from health_ml.records.process_identity import is_running_here
 from health_ml.records.reader import read_record
-from health_ml.records.record import RunStatus
+from health_ml.records.record import RunRecord, RunStatus
 
 INTERRUPTED = frozenset({RunStatus.QUEUED, RunStatus.KILLED, RunStatus.PREEMPTED, RunStatus.CANCELLED})
 """How a fan-out stands that can be taken up again where it was left."""
@@ -122,8 +122,7 @@ def _cancel_fan_out(folder: FanOutFolder, write: Write) -> int:
 
     owner = read_owner(folder.lock_file)
     if not is_held(folder.lock_file) or not owner:
-        write(f"Fan-out {folder.run_id} is not running: {read_record(folder.record).status.status.value}.")
-        return 0
+        return _end_orphans(folder, write)
     if not is_running_here(owner):
         raise BackendError(
             f"Fan-out {folder.run_id} runs as process {owner.get('pid')} on {owner.get('host')}.", "Cancel it there."
@@ -155,6 +154,22 @@ def _status(folder: Path) -> RunStatus:
 
         return LocalRunHandle(folder).status()
     return read_record(folder).status.status
+
+
+def _end_orphans(folder: FanOutFolder, write: Write) -> int:
+    """Ends the trials of a fan-out whose scheduler was killed."""
+    from health_ml.backends.trial_processes import end_trials
+
+    view = read_record(folder.record).status
+    count = end_trials(folder, CANCEL_SECONDS / 2)
+    if not count:
+        write(f"Fan-out {folder.run_id} is not running: {view.status.value}.")
+        return 0
+    record = RunRecord(folder.record, run_id=folder.run_id, attempt=view.attempt)
+    record.set_status(RunStatus.CANCELLED, f"{count} trials were ended after their scheduler had been killed.")
+    record.close()
+    write(f"Fan-out {folder.run_id}: CANCELLED, with {count} trials that still ran.")
+    return 0
 
 
 def _report(folder: FanOutFolder) -> FanOutReport:
