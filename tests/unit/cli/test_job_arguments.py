@@ -60,7 +60,7 @@ FLAGS = [
     "--a_date=2024-02-29",
     "--max_epochs=3",
     "--trainer.gradient_clip_val=0.5",
-    "--trainer.devices=[0]",
+    '--trainer.val_check_interval={"minutes": 30}',
     "--trainer.enable_model_summary=false",
     "--tag=x",
 ]
