@@ -24,8 +24,10 @@ from health_ml.environment import environment_variables
 from health_ml.errors import BackendError, CheckpointError, PlanError
 from health_ml.planning.fan_out_folder import FanOutFolder
 from health_ml.planning.plan import JobPlan
+from health_ml.planning.search_space import TrialParameters
 from health_ml.records.reader import read_record
-from health_ml.records.record import RunStatus
+from health_ml.records.record import RunRecord, RunStatus
+from health_ml.records.trial_log import TrialLog
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +88,20 @@ def test_a_grid(fan_outs: FanOuts) -> None:
     again = fan_outs.run(folder)
     assert again.status is RunStatus.FINISHED
     assert ends(folder) == [0, 1, 2], "nothing is repeated"
+
+
+def test_a_trial_that_was_noted_and_never_started_is_run(fan_outs: FanOuts) -> None:
+    folder = fan_outs.create_fan_out(fan_outs.plan("level=1,2", argv=("--max_epochs=1",), max_concurrent=2))
+    record = RunRecord(folder.record, run_id=folder.run_id)
+    TrialLog(folder, record).start(TrialParameters(0, (("level", 1),)), slot=0)
+    record.close()
+    assert fan_outs.run(folder).status is RunStatus.FINISHED
+    assert ends(folder) == [0, 1]
+    assert [event for event in events(folder) if event[1] == 0] == [
+        ("started", 0, 0),
+        ("started", 0, 1),
+        ("ended", 0, 1),
+    ]
 
 
 @pytest.mark.parametrize(("sampling", "count"), [("random", 3), ("bayesian", 4)])

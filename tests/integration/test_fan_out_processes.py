@@ -110,10 +110,12 @@ def test_a_job_with_a_fan_out(fan_outs: FanOuts) -> None:
     (fan_outs.root / "outputs").mkdir()
 
     def place_code(plan: JobPlan, folder: Path) -> None:
-        (folder / "tiny.py").write_text((fan_outs.root / "tiny.py").read_text())
+        seen = "\nPath(__file__).with_name('seen').write_text(os.environ['HUB_TOKEN'])\n"
+        (folder / "tiny.py").write_text((fan_outs.root / "tiny.py").read_text() + seen)
 
     backend = LocalBackend(fan_outs.root, place_code=place_code)
     plan = fan_outs.plan("level=0,1,2", argv=("--max_epochs=30", "--pause=0.05"), max_concurrent=2)
+    plan = replace(plan, environment_variables=(("HUB_TOKEN", "very-secret"),))
     request = backend.render(plan)
     assert request.body["num_trials"] == 3
     handle = backend.submit(request)
@@ -133,6 +135,14 @@ def test_a_job_with_a_fan_out(fan_outs: FanOuts) -> None:
     assert f"Fan-out {folder.run_id}: FINISHED." in lines
     assert backend.resume(handle.run_id).status() is RunStatus.FINISHED, "there is nothing left to do"
     assert len(events(folder)) == 6
+
+    holds_secret = [
+        path for path in folder.run_folder.rglob("*") if path.is_file() and b"very-secret" in path.read_bytes()
+    ]
+    assert sorted(path.relative_to(folder.run_folder).as_posix() for path in holds_secret) == [
+        "code/seen",
+        "job/job.json",
+    ]
 
 
 def test_cancelling_a_job_cancels_its_trials(fan_outs: FanOuts) -> None:

@@ -121,7 +121,9 @@ class Scheduler:
                 self._adopt(state, process)
                 continue
             if state.end is None:
-                end = end_of_trial(self._folder, state)
+                process.end_children()
+                # Nobody saw it end: without a word in its record it was killed, even before it could begin one.
+                end = end_of_trial(self._folder, state, stopped_as=RunStatus.KILLED)
                 if end.is_settled:
                     self._log.finish(state, end)
             is_failed = state.end is not None and state.end.status is RunStatus.FAILED
@@ -242,6 +244,7 @@ class Scheduler:
         for index, trial in list(self._running.items()):
             self._stop_if_too_long(trial)
             if trial.look():
+                trial.process.end_children()
                 del self._running[index]
                 if trial.state.slot < self._slots.count:
                     self._free_slots.append(trial.state.slot)
