@@ -59,7 +59,7 @@ def test_a_killed_scheduler_leaves_a_fan_out_that_can_be_taken_up(fan_outs: FanO
     plan = fan_outs.plan("level=0,1,2,3", argv=("--max_epochs=40", "--pause=0.05"), max_concurrent=2)
     folder = fan_outs.create_fan_out(plan)
     scheduler = start_scheduler(fan_outs, folder, plan)
-    wait_until(lambda: all((folder.trial_record(index) / "metrics.jsonl").exists() for index in (0, 1)))
+    wait_until(lambda: all((folder.trial_folder(index) / "checkpoints/last.ckpt").exists() for index in (0, 1)))
     with pytest.raises(BackendError, match=f"{folder.run_id} is run by process {scheduler.pid} on "):
         fan_outs.run(folder)
     scheduler.kill()
