@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from health_ml.cli.job_arguments import Travels, job_arguments, nothing_travels
 from health_ml.cli.parse import ParsedCommand
 from health_ml.cli.tokens import tokenize
+from health_ml.errors import PlanError
 from health_ml.planning.duration import parse_duration
 from health_ml.planning.plan import JobPlan, PlannedDataset, PlannedLimits, PlannedTrials, Provenance, pairs_of
 from health_ml.planning.provenance import GitState
@@ -42,7 +43,7 @@ def plan_job(
     :raises PlanError: If a value of the command line cannot be handed to a job.
     """
     config, container = parsed.experiment_config, parsed.container
-    max_run_seconds = parse_duration(config.max_run_duration) if config.max_run_duration else None
+    max_run_seconds = _max_run_seconds(config.max_run_duration)
     return JobPlan(
         model=config.model,
         argv=job_arguments(
@@ -112,6 +113,13 @@ def list_files(start_directory: Path, folder: Path, *, stop_at: Callable[[str], 
             if stop_at(found[-1]):
                 return found
     return found
+
+
+def _max_run_seconds(text: str) -> float | None:
+    try:
+        return parse_duration(text) if text else None
+    except PlanError as error:
+        raise PlanError(f"--max_run_duration: {error.message}", error.hint) from error
 
 
 def _without_planning(argv: Sequence[str]) -> list[str]:
