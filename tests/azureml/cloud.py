@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import ssl
 import sys
 import traceback
+from pathlib import Path
 from typing import Any
 
 from tests.azureml import asset_routes, history_routes, identity, job_routes, mlflow_routes, workspace_routes
@@ -25,17 +27,21 @@ NOT_FORWARDED = frozenset({"connection", "keep-alive", "transfer-encoding", "con
 class Cloud:
     """Everything behind the routes."""
 
-    def __init__(self, workspace: Workspace, azurite: Azurite, mlflow: MlflowServer, contract: Contract) -> None:
+    def __init__(
+        self, workspace: Workspace, azurite: Azurite, mlflow: MlflowServer, contract: Contract, *, folder: Path
+    ) -> None:
         self.workspace = workspace
         self.azurite = azurite
         self.mlflow = mlflow
         self.contract = contract
         self.tokens = identity.Tokens(workspace.tenant_id)
         self.misbehaviour = Misbehaviour()
-        self.jobs = Jobs(self)
+        self.jobs = Jobs(self, folder)
         self.routes = _all_routes()
         self.state = State()
         self.extra_datastores: dict[str, str] = {}
+        self.network_variables: dict[str, str] = {}
+        self.plain_address = ""
         self.set_defaults()
 
     def set_defaults(self) -> None:
@@ -43,6 +49,9 @@ class Cloud:
         self.secrets = "Sas"
         self.page_size = 30
         self.is_device_code_approved = True
+        self.grace_seconds = 10.0
+        # A node has the environment that the job asks for, not this one; what runs from source has to be found.
+        self.node_variables = {name: os.environ[name] for name in ("PYTHONPATH",) if name in os.environ}
         self.misbehaviour.troubles.clear()
         clusters = [Compute("gpu"), Compute("cpu", vm_size="STANDARD_DS3_V2"),
                     Compute("low-priority", vm_priority="LowPriority")]  # fmt: skip
@@ -72,7 +81,7 @@ class Cloud:
         return Answer(is_connection_closed=True) if trouble and trouble.is_lost else answer
 
     def _authorized(self, request: Request) -> Answer:
-        if request.path.startswith("/discovery"):
+        if request.path.startswith(("/discovery", "/node/")):
             return self._route(request)
         if not self.tokens.is_valid(request.headers.get("authorization", "")):
             error = {"code": "InvalidAuthenticationToken", "message": "The access token is missing or has expired."}

@@ -116,5 +116,13 @@ def token(cloud: Cloud, request: Request) -> Answer:
     return Answer(answer)
 
 
+@routes.add("GET", "/node/on_behalf_of", "/node/managed_identity")
+def node_token(cloud: Cloud, request: Request) -> Answer:
+    """What a process on a node asks for tokens, without TLS: in the name of the user, or of the cluster."""
+    access = cloud.tokens.issue(request.query["resource"])
+    return Answer({"access_token": access, "expires_on": str(int(time.time() + LIFETIME)), "token_type": "Bearer",
+                   "resource": request.query["resource"]})  # fmt: skip
+
+
 def _refused(code: str, description: str, *, status: int = 400) -> Answer:
     return Answer({"error": code, "error_description": description, "error_codes": [], "correlation_id": ""}, status)

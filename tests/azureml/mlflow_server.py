@@ -116,6 +116,17 @@ class MlflowServer:
         """Returns True if MLflow has a run for this job."""
         return run in self._mlflow_ids
 
+    def last_metric(self, run: str, name: str) -> float | None:
+        """Returns the last value of a metric of a job, or None if it was not logged."""
+        if not self.is_known(run):
+            return None
+        metrics = self.get_run(run)["data"].get("metrics", [])
+        return next((float(metric["value"]) for metric in metrics if metric["key"] == name), None)
+
+    def get_run(self, run: str) -> Any:
+        """Returns what MLflow knows about a run, under MLflow's own id."""
+        return self.ask("GET", f"/api/2.0/mlflow/runs/get?run_id={self._mlflow_ids.get(run, run)}").body["run"]
+
     def end_run(self, run: str, status: str) -> None:
         """Tells MLflow that a job has ended, if it has a run for it."""
         if self.is_known(run) and status in ENDED:

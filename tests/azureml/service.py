@@ -6,7 +6,9 @@ import asyncio
 import base64
 import tempfile
 import threading
+import time
 from collections.abc import Coroutine
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,11 +20,12 @@ from tests.azureml.identity import CLIENT_ID, CLIENT_SECRET
 from tests.azureml.misbehaviour import Trouble
 from tests.azureml.mlflow_server import MlflowServer
 from tests.azureml.proxy import ConnectProxy
-from tests.azureml.state import ARTIFACT_CONTAINER, Received, State, Workspace
+from tests.azureml.state import ARTIFACT_CONTAINER, Job, Received, State, Workspace
 from tests.azureml.web import WebServer
 
 Result = TypeVar("Result")
 STORAGE_KEY = base64.b64encode(b"the stand-in's storage account. " * 2).decode()
+NETWORK_VARIABLES = ("HTTPS_PROXY", "https_proxy", "NO_PROXY", "no_proxy", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE")
 BLOB_HOSTS = "*.blob.core.windows.net"
 
 
@@ -38,7 +41,9 @@ class AzureML:
         self.certificates = make_certificates(folder / "certificates")
         self.azurite = Azurite(folder, self.certificates, account=self.workspace.account, key=STORAGE_KEY)
         self.mlflow = MlflowServer(folder / "mlflow")
-        self.cloud = Cloud(self.workspace, self.azurite, self.mlflow, Contract(contract_folder()))
+        self.cloud = Cloud(
+            self.workspace, self.azurite, self.mlflow, Contract(contract_folder()), folder=folder / "jobs"
+        )
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="azureml-stand-in-loop")
         self._server = WebServer(self.cloud.respond, self.certificates.server_context())
@@ -61,6 +66,8 @@ class AzureML:
         self._run(self._server.open())
         self._run(self.proxy.open())
         self.azurite.wait()
+        self.cloud.network_variables = {name: self.environment[name] for name in NETWORK_VARIABLES}
+        self.cloud.plain_address = f"http://127.0.0.1:{self._server.plain_port}"
         for container in (self.workspace.default_container, ARTIFACT_CONTAINER):
             self.azurite.make_container(container)
 
@@ -120,6 +127,44 @@ class AzureML:
         """Returns a token as the login service issues it, for credentials that get theirs elsewhere."""
         return self.cloud.tokens.issue(audience, lifetime=lifetime)
 
+    def executing(self, timeout: float = 240) -> AbstractContextManager[None]:
+        """Executes jobs as they come while the block runs, and waits at its end until all of them have ended."""
+        return self.cloud.jobs.executing(timeout)
+
+    def run_pending_jobs(self, timeout: float = 240) -> list[Job]:
+        """Executes the jobs that wait, and returns them when all have ended; trials are not in the list."""
+        pending = self.cloud.jobs.pending()
+        with self.executing(timeout):
+            pass
+        return pending
+
+    def preempt(self, job: Job) -> None:
+        """Takes the nodes of a running job away: SIGTERM, SIGKILL after ``cloud.grace_seconds``, and a new start."""
+        self.cloud.jobs.preempt(job)
+
+    def log(self, job: Job) -> str:
+        """Returns what the job has written so far, all processes and attempts one after the other."""
+        names = self.azurite.names(ARTIFACT_CONTAINER, f"{job.artifact_prefix}user_logs/")
+        return "".join(self.azurite.read(ARTIFACT_CONTAINER, name).decode(errors="replace") for name in names)
+
+    def wait_for_log(self, job: Job, text: str, timeout: float = 60) -> None:
+        """Waits until a running job has written a text."""
+        deadline = time.monotonic() + timeout
+        while text not in self.log(job):
+            if time.monotonic() > deadline or job.is_final:
+                raise TimeoutError(f"{text!r} is not in the log of {job.name} ({job.status}): {self.log(job)[-2000:]}")
+            time.sleep(0.1)
+
+    def artifacts(self, job: Job) -> dict[str, bytes]:
+        """Returns the artifacts of a run by name: its logs and outputs."""
+        names = self.azurite.names(ARTIFACT_CONTAINER, job.artifact_prefix)
+        return {name.removeprefix(job.artifact_prefix): self.azurite.read(ARTIFACT_CONTAINER, name) for name in names}
+
+    def run_data(self, run: str) -> dict[str, Any]:
+        """Returns what MLflow knows about a job or run: ``info``, and ``data`` with metrics, params and tags."""
+        found: dict[str, Any] = self.mlflow.get_run(run)
+        return found
+
     def misbehave(
         self,
         method: str,
@@ -169,6 +214,7 @@ class AzureML:
     def start_test(self) -> None:
         """Forgets the requests, refusals and troubles of the tests before; assets and jobs stay."""
         self.cloud.set_defaults()
+        self.cloud.jobs.forget()
         self.proxy.refused.clear()
         self._request_mark = len(self.state.requests)
         self._blob_mark = len(self.azurite.requests())

@@ -95,15 +95,16 @@ class Routes:
 
 
 class WebServer:
-    """Serves a function from Request to Answer on a free port of this machine."""
+    """Serves a function from Request to Answer on two free ports of this machine, with and without TLS."""
 
-    def __init__(self, respond: Callable[[Request], Answer], context: ssl.SSLContext | None) -> None:
+    def __init__(self, respond: Callable[[Request], Answer], context: ssl.SSLContext) -> None:
         self._respond = respond
         self._context = context
         self._pool = ThreadPoolExecutor(POOL_SIZE, thread_name_prefix="azureml-stand-in")
         self._writers: set[asyncio.StreamWriter] = set()
-        self._server: asyncio.Server | None = None
+        self._servers: list[asyncio.Server] = []
         self.port = 0
+        self.plain_port = 0
 
     async def open(self) -> None:
         """Starts all threads and listens."""
@@ -111,15 +112,18 @@ class WebServer:
         for _ in range(POOL_SIZE):
             self._pool.submit(everyone.wait)
         everyone.wait()
-        self._server = await asyncio.start_server(
-            self._serve, "127.0.0.1", 0, ssl=self._context, limit=LIMIT, backlog=512
-        )
-        self.port = self._server.sockets[0].getsockname()[1]
+        self.port = await self._listen(self._context)
+        self.plain_port = await self._listen(None)
+
+    async def _listen(self, context: ssl.SSLContext | None) -> int:
+        server = await asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=context, limit=LIMIT, backlog=512)
+        self._servers.append(server)
+        return int(server.sockets[0].getsockname()[1])
 
     async def close(self) -> None:
         """Breaks all connections and ends the threads."""
-        if self._server is not None:
-            self._server.close()
+        for server in self._servers:
+            server.close()
         for writer in list(self._writers):
             writer.transport.abort()
         self._pool.shutdown(wait=False, cancel_futures=True)
