@@ -44,6 +44,8 @@ class Tokens:
             "exp": int(issued_at + lifetime),
             "appid": CLIENT_ID,
             "oid": "3f0c2f1e-57c9-4a5a-8d0e-9e2a5d1b7c33",
+            "preferred_username": "somebody@stand.in",
+            "sub": "3f0c2f1e-57c9-4a5a-8d0e-9e2a5d1b7c33",
             "tid": self.tenant_id,
             "uti": uuid.uuid4().hex,
         }

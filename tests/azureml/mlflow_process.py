@@ -6,6 +6,7 @@ import os
 import sys
 import threading
 from socketserver import ThreadingMixIn
+from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 
@@ -25,14 +26,29 @@ class _SilentHandler(WSGIRequestHandler):
         pass
 
 
+class _Application:
+    """MLflow's web application; the first request loads it, so that sessions that log nothing do not pay for it."""
+
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+        self._lock = threading.Lock()
+        self._loaded: Any = None
+
+    def __call__(self, variables: dict[str, Any], start_response: Any) -> Any:
+        with self._lock:
+            if self._loaded is None:
+                from mlflow.server import app, handlers
+
+                store = f"sqlite:///{self._folder}/mlflow.db"
+                handlers.initialize_backend_stores(store, store, f"{self._folder}/artifacts")
+                self._loaded = app
+        return self._loaded(variables, start_response)
+
+
 def serve(folder: str) -> None:
     """Serves on a free port of this machine, whose number is the first line of the output."""
-    from mlflow.server import app, handlers
-
-    store = f"sqlite:///{folder}/mlflow.db"
-    handlers.initialize_backend_stores(store, store, f"{folder}/artifacts")
     server = _Server(("127.0.0.1", 0), _SilentHandler)
-    server.set_app(app)
+    server.set_app(_Application(folder))
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
     sys.stdout.write(f"{server.server_port}\n")
     sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""The MLflow server behind the stand-in's MLflow routes: started with the first request that needs it."""
+"""The MLflow server behind the stand-in's MLflow routes, a process of its own."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class MlflowAnswer:
 class MlflowServer:
     """A real MLflow server, which does not know AzureML's run ids; this class does.
 
-    It takes about three seconds of processor time to start, so tests that log nothing never start it.
+    Loading MLflow takes about three seconds of processor time, so it happens with the first request.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -39,20 +39,22 @@ class MlflowServer:
         self._run_names: dict[str, str] = {}
 
     def start(self) -> None:
-        """Starts the process without waiting for it."""
-        with self._lock:
-            if self._process is None:
-                self._folder.mkdir(parents=True, exist_ok=True)
-                log = (self._folder / "mlflow.log").open("w")
-                self._process = subprocess.Popen(
-                    [sys.executable, str(PROCESS), str(self._folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                    stderr=log, text=True, cwd=self._folder,
-                    env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"},
-                )  # fmt: skip
-                log.close()
+        """Starts the process, which listens at once and loads MLflow with the first request."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        log = self._folder / "mlflow.log"
+        with log.open("w") as stream:
+            self._process = subprocess.Popen(
+                [sys.executable, str(PROCESS), str(self._folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                stderr=stream, text=True, cwd=self._folder,
+                env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"},
+            )  # fmt: skip
+        line = self._process.stdout.readline() if self._process.stdout else ""
+        if not line:
+            raise RuntimeError(f"MLflow does not start: {log.read_text()[-1000:]}")
+        self._port = int(line)
 
     def stop(self) -> None:
-        """Ends the process if it was started."""
+        """Ends the process."""
         if self._process is not None:
             for stream in (self._process.stdin, self._process.stdout):
                 if stream is not None:
@@ -60,21 +62,9 @@ class MlflowServer:
             self._process.kill()
             self._process.wait(10)
 
-    @property
-    def port(self) -> int:
-        """The port, after waiting for the server to listen."""
-        with self._lock:
-            self.start()
-            if not self._port and self._process is not None and self._process.stdout is not None:
-                line = self._process.stdout.readline()
-                if not line:
-                    raise RuntimeError(f"MLflow does not start: {(self._folder / 'mlflow.log').read_text()[-1000:]}")
-                self._port = int(line)
-            return self._port
-
     def ask(self, method: str, path: str, body: Any = None) -> MlflowAnswer:
         """Returns the server's answer; the path starts at ``/api``."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=60)
         try:
             content = None if body is None else json.dumps(body)
             connection.request(method, path, content, {"Content-Type": "application/json"})

@@ -134,14 +134,15 @@ class ConnectProxy:
         self._server = await loop.create_server(lambda: _ClientSide(self), "127.0.0.1", 0, backlog=512)
         self.port = self._server.sockets[0].getsockname()[1]
 
-    def cut(self, pattern: str) -> None:
+    async def cut(self, pattern: str) -> None:
         """Cuts all open tunnels to matching hosts."""
         for client in [client for client in self.clients if fnmatch.fnmatchcase(client.host, pattern)]:
             client.abort()
+        # The connections are closed in the next round of the loop.
+        await asyncio.sleep(0)
 
     async def close(self) -> None:
         """Ends all tunnels and stops listening."""
         if self._server is not None:
             self._server.close()
-        self.cut("*")
-        await asyncio.sleep(0)
+        await self.cut("*")

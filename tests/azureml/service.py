@@ -62,6 +62,7 @@ class AzureML:
         """Starts all servers; takes about two seconds, and longer when Azurite has to be installed."""
         install_azurite()
         self.azurite.start()
+        self.mlflow.start()
         self._thread.start()
         self._run(self._server.open())
         self._run(self.proxy.open())
@@ -194,7 +195,7 @@ class AzureML:
         trouble = Trouble(method, pattern, times, status, delay, close, lost, answer, headers)
         self.cloud.misbehaviour.troubles.append(trouble)
         if trouble.concerns_blobs:
-            self._loop.call_soon_threadsafe(self.proxy.cut, BLOB_HOSTS)
+            self._run(self.proxy.cut(BLOB_HOSTS))
         return trouble
 
     def received(self, method: str = "*", pattern: str = "*") -> list[Received]:

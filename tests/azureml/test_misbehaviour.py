@@ -9,7 +9,10 @@ from typing import Any
 
 import pytest
 import requests
+from tests.azureml.contract import MISSING
 from tests.azureml.service import AzureML
+from tests.azureml.state import Compute
+from tests.azureml.workspace_routes import compute_resource
 
 Script = Callable[..., Any]
 JOBS = "management.azure.com/*/jobs/*"
@@ -36,41 +39,46 @@ def test_a_broken_connection_has_no_effect_and_a_lost_answer_has(azureml: AzureM
 
 
 def test_a_delayed_and_wrong_answer(azureml: AzureML, client: Any) -> None:
-    trouble = azureml.misbehave("GET", "*/computes/gpu", delay=0.3, answer={"name": "something else"})
+    wrong = compute_resource(azureml.cloud, Compute("another"))
+    trouble = azureml.misbehave("GET", "*/computes/gpu", delay=0.3, answer=wrong)
     start = time.monotonic()
-    assert client.compute.get("gpu").name == "something else"
+    assert client.compute.get("gpu").name == "another"
     assert time.monotonic() - start > 0.3
     assert client.compute.get("gpu").name == "gpu"
     assert trouble.met == 1
 
 
-def test_blob_storage_fails_too_and_also_in_an_open_connection(azureml: AzureML, client: Any, script: Script) -> None:
-    client.jobs.create_or_update(script("print('before')"))
-    trouble = azureml.misbehave("PUT", BLOBS, times=2, status=503, retry_after=0)
-    broken = azureml.misbehave("PUT", BLOBS, close=True)
-    name = client.jobs.create_or_update(script("print('after')")).name
-    assert (trouble.met, broken.met) == (2, 1)
-    (_, done) = azureml.run_pending_jobs()
-    assert done.name == name
-    assert azureml.log(done) == "after\n"
+def test_blob_storage_fails_too_and_also_in_an_open_connection(azureml: AzureML) -> None:
+    container = azureml.workspace.default_container
+    azureml.azurite.write(container, "a/b.txt", b"content")
+    address = f"{azureml.workspace.blob_address}/{container}/a/b.txt"
+    with _session(azureml) as session:
+        address += f"?{azureml.azurite.signature(container)}"
+        assert session.get(address, timeout=10).content == b"content"
+        azureml.misbehave("GET", BLOBS, status=503, retry_after=3)
+        azureml.misbehave("GET", BLOBS, close=True)
+        answer = session.get(address, timeout=10)
+        assert (answer.status_code, answer.headers["Retry-After"]) == (503, "3")
+        with pytest.raises(requests.exceptions.ConnectionError, match=r"aborted|reset|closed|EOF"):
+            session.get(address, timeout=10)
+        assert session.get(address, headers={"Range": "bytes=0-2"}, timeout=10).content == b"con"
+        assert session.put(address, b"new", headers={"x-ms-blob-type": "BlockBlob"}, timeout=10).status_code == 201
+        assert session.head(address, timeout=10).headers["Content-Length"] == "3"
+    assert [request.status for request in azureml.blob_requests("GET")] == [200, 206]
 
 
 def test_other_hosts_are_refused_and_remembered(azureml: AzureML) -> None:
-    proxies = {"https": azureml.environment["HTTPS_PROXY"], "http": azureml.environment["HTTPS_PROXY"]}
-    session = requests.Session()
-    session.trust_env = False
-    with pytest.raises(requests.exceptions.ProxyError, match="403 Forbidden"):
-        session.get("https://telemetry.example.com/", proxies=proxies, timeout=10)
-    answer = session.get("http://example.com/", proxies=proxies, timeout=10)
-    session.close()
-    assert answer.status_code == 403
+    with _session(azureml) as session:
+        with pytest.raises(requests.exceptions.ProxyError, match="403 Forbidden"):
+            session.get("https://telemetry.example.com/", timeout=10)
+        assert session.get("http://example.com/", timeout=10).status_code == 403
     assert azureml.proxy.refused == ["telemetry.example.com:443", "GET http://example.com/ HTTP/1.1"]
     azureml.proxy.refused.clear()
 
 
 def test_a_body_against_the_definitions_is_noticed(azureml: AzureML) -> None:
     if not azureml.cloud.contract.is_available:
-        pytest.skip("the type definitions are not on this machine")
+        pytest.skip(MISSING)
     contract = azureml.cloud.contract
     body = {"properties": {"jobType": "Command", "command": 7, "environmentId": "e", "invented": 1}}
     assert contract.check("2025-01-01-preview", "jobs", body) == [
@@ -119,27 +127,31 @@ def test_a_wrong_secret_is_refused_by_the_login_service(azureml: AzureML, monkey
         credential.get_token("https://management.azure.com/.default")
 
 
+def _session(azureml: AzureML) -> requests.Session:
+    session = requests.Session()
+    session.trust_env = False
+    session.proxies = {"https": azureml.environment["HTTPS_PROXY"], "http": azureml.environment["HTTPS_PROXY"]}
+    session.verify = azureml.environment["REQUESTS_CA_BUNDLE"]
+    return session
+
+
 def _get(azureml: AzureML, address: str, headers: dict[str, str]) -> requests.Response:
-    proxy, authority = azureml.environment["HTTPS_PROXY"], azureml.environment["REQUESTS_CA_BUNDLE"]
-    with requests.Session() as session:
-        session.trust_env = False
-        return session.get(address, headers=headers, proxies={"https": proxy}, verify=authority, timeout=10)
+    with _session(azureml) as session:
+        return session.get(address, headers=headers, timeout=10)
 
 
 def test_a_signature_as_datastores_give_it_starts_with_a_question_mark(azureml: AzureML, tmp_path: Path) -> None:
     from azure.storage.blob import ContainerClient
 
     path = f"https://management.azure.com{azureml.workspace.prefix}/datastores/workspaceblobstore/listSecrets"
-    proxy, authority = azureml.environment["HTTPS_PROXY"], azureml.environment["REQUESTS_CA_BUNDLE"]
-    headers = {"Authorization": f"Bearer {azureml.token()}"}
-    with requests.Session() as session:
-        session.trust_env = False
-        found = session.post(path, headers=headers, proxies={"https": proxy}, verify=authority, timeout=10).json()
+    with _session(azureml) as session:
+        found = session.post(path, headers={"Authorization": f"Bearer {azureml.token()}"}, timeout=10).json()
     assert found["secretsType"] == "Sas"
     assert found["sasToken"].startswith("?")
     container = f"{azureml.workspace.blob_address}/{azureml.workspace.default_container}"
+    proxies, authority = {"https": azureml.environment["HTTPS_PROXY"]}, azureml.environment["REQUESTS_CA_BUNDLE"]
     with ContainerClient.from_container_url(
-        container + found["sasToken"], proxies={"https": proxy}, connection_verify=authority
+        container + found["sasToken"], proxies=proxies, connection_verify=authority
     ) as blobs:
         blobs.upload_blob("signed.txt", b"written with the signature", overwrite=True)
     assert azureml.azurite.read(azureml.workspace.default_container, "signed.txt") == b"written with the signature"
