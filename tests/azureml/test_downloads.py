@@ -81,7 +81,8 @@ def test_what_is_here_is_not_downloaded_again_unless_it_has_changed(
     download_files(client, "again", "outputs/*", tmp_path)
     assert (tmp_path / "outputs" / "3.txt").read_bytes() == b"new"
     assert (tmp_path / "outputs" / "4.txt").read_bytes() == b"xxxx"
-    reads = [request.path.rpartition("/")[2] for request in azureml.blob_requests("GET")]
+    paths = [request.path for request in azureml.blob_requests("GET") if "dcid.again/" in request.path]
+    reads = [path.rpartition("/")[2] for path in paths]
     assert {name: reads.count(name) for name in set(reads)} == {
         "0.txt": 1,
         "1.txt": 1,
@@ -104,7 +105,9 @@ def test_a_large_file_continues_where_it_stopped(azureml: AzureML, client: Any, 
         (path,) = downloader.fetch([file], tmp_path)
     assert path.read_bytes() == content
     assert sorted(entry.name for entry in path.parent.iterdir()) == ["large.bin"]
-    assert len(azureml.blob_requests("GET")) == 16, "each of the 16 pieces was read once"
+    assert len([1 for request in azureml.blob_requests("GET") if "large.bin" in request.path]) == 16, (
+        "each of the 16 pieces was read once"
+    )
 
 
 def _fail_after(downloader: BlobDownloader, journal: Path, *, pieces: int) -> None:
