@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None, *, on_result: Callable[[RunResult], 
     :param on_result: Called with the result of a run that came to an end without an error.
     """
     arguments = sys.argv[1:] if argv is None else list(argv)
-    with _restored_process():
+    with _restored_process(), _console_log():
         try:
             return _run(arguments, on_result)
         except HimlError as error:
@@ -238,6 +238,20 @@ def _restored_process() -> Iterator[None]:
         sys.path[:] = path
         if folder is not None and Path(folder).is_dir():
             os.chdir(folder)
+
+
+def _console_log() -> AbstractContextManager[None]:
+    """Keeps what a job in AzureML prints, where the service collects it."""
+    if not os.environ.get("AZUREML_RUN_ID"):
+        return nullcontext()
+    from health_ml.cli.console_log import console_log
+    from health_ml.environment import RunEnvironment
+
+    try:
+        environment = RunEnvironment.from_env(os.environ)
+    except HimlError:  # it is said when the command line is run
+        environment = RunEnvironment()
+    return console_log(Path.cwd(), environment)
 
 
 def _print(text: str) -> int:
