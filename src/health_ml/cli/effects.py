@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 SNAPSHOT_FLAGS = ("max_snapshot_mb", "allow_secret_files")
 """Flags about the files that travel with a job."""
 
+WORKSPACE_FLAGS = ("auth", "datastore", "workspace_config_path")
+"""Flags about AzureML that a run on this machine heeds if it needs something from there."""
+
 TRAINING_FLAGS = (
     "max_epochs",
     "autosave_every_n_val_epochs",
@@ -79,8 +82,8 @@ def check_combination(
     return [
         *_evaluation_problems(config, container),
         *_training_problems(config, container, in_effect),
-        *_job_problems(config, in_effect, backend, environment=environment),
-        *_place_problems(config, container, backend, environment=environment),
+        *_job_problems(config, container, in_effect, backend, environment=environment),
+        *_place_problems(config, backend, environment=environment),
         *_regression_test_problems(container, in_effect),
         *clashes(container.trainer_argument_overrides, typed),
     ]
@@ -131,12 +134,18 @@ def _gpu_hint(idle: list[str]) -> str:
 
 
 def _job_problems(
-    config: ExperimentConfig, typed: set[str], backend: type[Backend] | None, *, environment: RunEnvironment
+    config: ExperimentConfig,
+    container: LightningContainer,
+    typed: set[str],
+    backend: type[Backend] | None,
+    *,
+    environment: RunEnvironment,
 ) -> Iterable[str]:
     if environment.is_in_azureml:
         return
     if backend is None:
-        idle = [name for name in (*sorted(JOB_FLAGS), *SNAPSHOT_FLAGS) if name in typed]
+        in_use = WORKSPACE_FLAGS if _uses_workspace(container) else ()
+        idle = [name for name in (*sorted(JOB_FLAGS), *SNAPSHOT_FLAGS) if name in typed and name not in in_use]
         if idle:
             yield f"{_flags(idle)} no effect on this machine, only in a job that --cluster submits."
         return
@@ -145,12 +154,16 @@ def _job_problems(
         yield f"{_flags(idle)} no effect with --cluster={config.cluster}: leave out."
 
 
+def _uses_workspace(container: LightningContainer) -> bool:
+    """True if a run on this machine asks AzureML for something."""
+    has_remote_data = bool(container.azure_datasets and not container.local_datasets)
+    checkpoint = container.src_checkpoint
+    has_remote_checkpoint = checkpoint is not None and checkpoint.is_aml_run_id
+    return has_remote_data or has_remote_checkpoint or container.log_from_vm
+
+
 def _place_problems(
-    config: ExperimentConfig,
-    container: LightningContainer,
-    backend: type[Backend] | None,
-    *,
-    environment: RunEnvironment,
+    config: ExperimentConfig, backend: type[Backend] | None, *, environment: RunEnvironment
 ) -> Iterable[str]:
     is_here = not environment.is_in_azureml and (backend is None or backend.is_on_this_machine)
     is_distributed = environment.world_size > 1 or environment.main_address is not None
@@ -158,11 +171,6 @@ def _place_problems(
         yield (
             f"--num_nodes={config.num_nodes} would wait for ever for other machines: nothing has started this process "
             "on them. Use it with --cluster, under torchrun or MPI, or leave it out."
-        )
-    if is_here and container.azure_datasets and not container.local_datasets:
-        yield (
-            f"The datasets {', '.join(container.azure_datasets)} are in AzureML and cannot be read from here: give "
-            "their folders on this machine as --local_datasets=FOLDER[,FOLDER]."
         )
 
 

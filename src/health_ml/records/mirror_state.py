@@ -99,6 +99,24 @@ class MirrorProgress:
         )
 
 
+def continue_on_other_disk(record_folder: Path) -> None:
+    """Makes ``mirror.json`` fit the files beside it after a record was copied here while it was still growing.
+
+    The files were copied one after the other, so the mirror may be further than they are. The TensorBoard event file
+    was not copied at all: a new one is written from the beginning.
+    """
+    progress = MirrorProgress.load(record_folder)
+    progress.positions = {
+        name: min(position, _size(record_folder / name)) for name, position in progress.positions.items()
+    }
+    progress.event_file = {}
+    progress.save(record_folder)
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
+
+
 def catch_up_hint(record_folder: Path) -> str:
     """Returns what the user can do about a mirror that lacks something."""
     return f"Catch up with: himl-runner --sync={RecordView(record_folder).run_id}"
