@@ -14,6 +14,8 @@ ENV_PROJECT_ROOT = "HIML_PROJECT_ROOT"
 runs from a copy of the code, but its runs and those it refers to stay with the user's project."""
 ENV_FAN_OUT_FOLDER = "HIML_FAN_OUT_FOLDER"
 """Run folder of the fan-out that this run is a trial of."""
+ENV_TRIAL = "HIML_TRIAL"
+"""Set for a run that is a trial of somebody else's search, and must not become a search itself."""
 ENV_ATTEMPT = "HIML_ATTEMPT"
 """How often the run was restarted after a preemption, starting at 0."""
 
@@ -65,6 +67,9 @@ MLFLOW_DATABASE = "mlflow.db"
 """Default MLflow store: an SQLite file of this name in the project root."""
 
 # --- snapshot and jobs ---------------------------------------------------------------------------------------------
+RUNNER_DISTRIBUTION = "himl-runner"
+"""Name of the distribution that this package is in."""
+CONDA_ENVIRONMENT_FILE = "environment.yml"
 AMLIGNORE_FILE = ".amlignore"
 """Ignore file of AzureML, in git's syntax: adds to .gitignore, and takes paths back with a leading "!"."""
 GITIGNORE_FILE = ".gitignore"
