@@ -30,6 +30,7 @@ SHOWN_LOGS = re.compile(r"(user_logs|azureml-logs)/.*\.txt|logs/azureml/(stdout|
 """What the processes of a job write. The logs of the service itself are of no interest as long as all goes well."""
 _PROCESS = re.compile(r"std_log_process_0*(\d+)\.txt")
 _RETRY = re.compile(r"retry_0*(\d+)/")
+_TRACEBACK = "Traceback (most recent call last)"
 _FAILED_LOG = re.compile(r"log file '([^']+)'")
 
 Write = Callable[[str], object]
@@ -149,10 +150,24 @@ class RunLogs:
         if details.get("status") not in ("Failed", "NotResponding") and not text:
             return []
         lines = ["", f"AzureML: {details.get('runId')} {details.get('status')}", *text.splitlines()]
-        name = failing_log(details, text)
-        if name is not None:
-            lines += [f"The last lines of {name}:", *self._last_lines(details["logFiles"][name])]
+        name, last_lines = self._failing_log(details, text)
+        if name:
+            lines += [f"The last lines of {name}:", *(f"  {line}" for line in last_lines)]
         return lines
+
+    def _failing_log(self, details: Mapping[str, Any], error: str) -> tuple[str, list[str]]:
+        """Returns the log of the process that failed, and its last lines.
+
+        When one process fails the service ends the others, and may blame one of these: so a log that ends with a
+        traceback comes first.
+        """
+        found: tuple[str, list[str]] = ("", [])
+        for name in failing_logs(details, error):
+            lines = self._last_lines(details["logFiles"][name])
+            if any(line.startswith(_TRACEBACK) for line in lines):
+                return name, lines
+            found = found if found[0] else (name, lines)
+        return found
 
     def _last_lines(self, url: str) -> list[str]:
         size = self._blobs.facts(url).size
@@ -164,8 +179,7 @@ class RunLogs:
                 break
             content += part
             start += len(part)
-        lines = content.decode("utf-8", errors="replace").splitlines()
-        return [f"  {line}" for line in lines[-LAST_LINES:]]
+        return content.decode("utf-8", errors="replace").splitlines()[-LAST_LINES:]
 
 
 def error_text(details: Mapping[str, Any]) -> str:
@@ -181,15 +195,13 @@ def error_text(details: Mapping[str, Any]) -> str:
     return "\n".join(texts)
 
 
-def failing_log(details: Mapping[str, Any], error: str) -> str | None:
-    """Returns the log of the process that failed: the one that the error names, else the first of the last attempt."""
+def failing_logs(details: Mapping[str, Any], error: str) -> list[str]:
+    """Returns the logs of the last attempt of a run, that of the process that the error names first."""
     names = sorted((str(name) for name in details.get("logFiles") or {} if SHOWN_LOGS.fullmatch(name)), key=_order)
     last_attempt = [name for name in names if _order(name)[0] == _order(names[-1])[0]]
     named = _FAILED_LOG.search(error)
-    for name in last_attempt:
-        if named is not None and name.rpartition("/")[2] == named[1].rpartition("/")[2]:
-            return name
-    return last_attempt[0] if last_attempt else None
+    wanted = named[1].rpartition("/")[2] if named else ""
+    return sorted(last_attempt, key=lambda name: name.rpartition("/")[2] != wanted)
 
 
 def _order(name: str) -> tuple[int, int, str]:

@@ -45,8 +45,19 @@ _BLOB_API = "2021-08-06"
 _READ_BYTES = 1 << 20
 _REPORT_SECONDS = 10.0
 
-Headers = Callable[[], Mapping[str, str]]
 Job = Callable[[], "list[Job]"]
+
+
+class Access:
+    """How requests for blobs are allowed. This is for addresses that contain a signature already."""
+
+    def signed(self, url: str) -> tuple[str, Mapping[str, str]]:
+        """Returns the address to ask, and headers for the request."""
+        return url, {}
+
+    def renew(self) -> bool:
+        """Returns True if access that was refused may be granted now."""
+        return False
 
 
 @dataclass(frozen=True)
@@ -102,18 +113,18 @@ class StoppedError(Exception):
 class BlobDownloader:
     """Downloads blobs with several connections. Use it as a context manager.
 
-    :param headers: Returns the headers that sign a request, for blobs without a signature in the address.
+    :param access: How requests are allowed.
     :param patience: How often to try, and how long.
     :param piece_bytes: Size of a piece of a large file.
     """
 
     def __init__(
-        self, headers: Headers | None = None, *, patience: Patience | None = None, piece_bytes: int = PIECE_BYTES
+        self, access: Access | None = None, *, patience: Patience | None = None, piece_bytes: int = PIECE_BYTES
     ) -> None:
         self.patience = patience or Patience()
         self.piece_bytes = piece_bytes
         self.progress = _Progress()
-        self._headers = headers or dict
+        self._access = access or Access()
         self._session = new_session(max(WORKERS, CONNECTIONS))
         self._is_stopped = threading.Event()
 
@@ -210,11 +221,12 @@ class BlobDownloader:
         for attempt in range(self.patience.attempts):
             self.check_stopped()
             asked = 0.0
+            address, headers = self._access.signed(url)
             try:
                 answer = self._session.request(
                     method,
-                    url,
-                    headers={"x-ms-version": _BLOB_API, "Accept-Encoding": "identity", **self._headers(), **wanted},
+                    address,
+                    headers={"x-ms-version": _BLOB_API, "Accept-Encoding": "identity", **headers, **wanted},
                     timeout=self.patience.timeouts,
                     stream=True,
                     allow_redirects=False,
@@ -228,7 +240,8 @@ class BlobDownloader:
                     return answer
                 problem, asked = f"{answer.status_code} {answer.reason}", retry_after(answer)
                 answer.close()
-                if not is_temporary(answer.status_code):
+                is_renewed = answer.status_code in (401, 403) and attempt == 0 and self._access.renew()
+                if not is_renewed and not is_temporary(answer.status_code):
                     raise _refusal(url, answer)
             if attempt + 1 < self.patience.attempts:
                 self._pause(attempt + 1, asked)
