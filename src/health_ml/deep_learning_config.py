@@ -211,7 +211,10 @@ class DatasetParams(param.Parameterized):
 
     datastore = param.String(default="", doc="AzureML datastore that holds the datasets in --azure_datasets.")
     azure_datasets = param.List(
-        default=[], item_type=str, doc="Names of the datasets in AzureML, one per folder that the model reads."
+        default=[],
+        item_type=str,
+        doc="The datasets in AzureML, one per folder that the model reads: NAME, NAME:VERSION or NAME@LABEL of a data "
+        "asset, or azureml://datastores/NAME/paths/FOLDER; +mount or +download at the end says how it is read.",
     )
     local_datasets = param.List(
         default=[],
@@ -221,6 +224,12 @@ class DatasetParams(param.Parameterized):
     )
     dataset_mountpoints = param.List(
         default=[], item_type=Path, doc="Where to mount each dataset inside the job, one path per dataset."
+    )
+    output_datasets = param.List(
+        default=[],
+        item_type=str,
+        doc="Folders in AzureML that the job writes: azureml://datastores/NAME/paths/FOLDER, or the name of a data "
+        "asset, which gets a new version.",
     )
 
     def dataset_problems(self) -> list[str]:

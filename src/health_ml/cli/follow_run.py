@@ -16,7 +16,7 @@ from health_ml.planning.run_store import find_run_folder
 from health_ml.records.reader import read_record
 from health_ml.records.record import RunStatus
 
-_STORE_FLAGS = frozenset({"cluster", "workspace_config_path"})
+_STORE_FLAGS = frozenset({"cluster", "workspace_config_path", "auth"})
 
 
 def attach_to_run(command: CommandLine, place: Place, *, write: Write) -> int:
@@ -75,7 +75,7 @@ def _handle(run_id: str, flags: StoreFlags, place: Place) -> RunHandle:
                 f"Press Ctrl-C there to end it; himl-runner --status={run_id} shows how it stands.",
             )
     name = parse_cluster(flags.config.cluster or "local")
-    context = BackendContext(name.target, place.project_root, flags.output_to, flags.config)
+    context = BackendContext(name.target, place.project_root, flags.output_to, flags.config, place.start_directory)
     return load_backend(name.backend).create(context).attach(run_id)
 
 

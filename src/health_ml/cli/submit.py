@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from health_ml.backends.base import Backend, BackendContext, Request, RunHandle
 from health_ml.backends.checks import check_before_start
 from health_ml.backends.registry import load_backend, parse_cluster
+from health_ml.cli.job_needs import named_software, read_compute, read_software
 from health_ml.cli.parse import ParsedCommand
 from health_ml.cli.planner import plan_job, travelling_state
 from health_ml.environment import RunEnvironment, process_environment
@@ -19,8 +20,7 @@ from health_ml.errors import EXIT_FAILED, PlanError, SnapshotError
 from health_ml.planning.plan import JobPlan
 from health_ml.planning.provenance import GitState, read_git_state
 from health_ml.planning.secret_files import check_secret_files
-from health_ml.planning.snapshot import hash_cache_folder, snapshot_store_folder, take_snapshot
-from health_ml.planning.snapshot_store import SnapshotStore
+from health_ml.planning.snapshot import hash_cache_folder, take_snapshot
 from health_ml.records.record import RunStatus
 from health_ml.training.result import EXIT_SIGNAL_BASE
 
@@ -188,7 +188,8 @@ def _backend(parsed: ParsedCommand, place: Place) -> Backend:
     backend_class = load_backend(name.backend)
     if backend_class.is_on_this_machine:
         check_before_start(config, container, start_directory=place.start_directory, project_root=place.project_root)
-    return backend_class.create(BackendContext(name.target, place.project_root, container.output_to, config))
+    context = BackendContext(name.target, place.project_root, container.output_to, config, place.start_directory)
+    return backend_class.create(context)
 
 
 def _plan_with_snapshot(
@@ -199,14 +200,27 @@ def _plan_with_snapshot(
     environ = process_environment()
     folder = place.start_directory
     git_state = _git_state(parsed, place)
+    software = (
+        read_software(config, start_directory=folder, cache_folder=hash_cache_folder(environ))
+        if backend.needs_software
+        else named_software(config)
+    )
     snapshot = take_snapshot(folder, cache_folder=hash_cache_folder(environ), max_snapshot_mb=config.max_snapshot_mb)
     check_secret_files(folder, snapshot.files, allowed=config.allow_secret_files)
     if git_state is not None:
         git_state = travelling_state(git_state, snapshot, folder)
-    plan = plan_job(parsed, start_directory=folder, environ=environ, snapshot=snapshot, git_state=git_state)
+    plan = plan_job(
+        parsed,
+        start_directory=folder,
+        environ=environ,
+        snapshot=snapshot,
+        git_state=git_state,
+        software=software,
+        compute=read_compute(config),
+    )
     backend.render(plan)  # what the back end cannot do is said before anything is copied
     if is_stored:
-        SnapshotStore(snapshot_store_folder(environ)).store(snapshot, folder)
+        backend.keep_code(snapshot, folder)
     return plan, git_state
 
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from health_ml.errors import DatasetError
 
 URI_SCHEME = "azureml://"
+LATEST = "latest"
+"""Label of the newest version of a data asset."""
 _ASSET_PREFIX = "azureml:"
 _MODES = {"+mount": True, "+download": False}
 _ASSET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,254}")
