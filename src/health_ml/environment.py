@@ -192,6 +192,24 @@ def _folder(environ: Mapping[str, str], name: str) -> Path | None:
     return Path(text) if text else None
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a command was typed, or where a job or a trial stands for that.
+
+    :param start_directory: The folder in which the model is searched, and where relative paths start.
+    :param project_root: Folder of the store of runs and of MLflow.
+    """
+
+    start_directory: Path
+    project_root: Path
+
+    @classmethod
+    def of(cls, environment: RunEnvironment, current_directory: Path) -> Place:
+        """Returns the place of a command."""
+        start_directory = environment.start_directory or current_directory
+        return cls(start_directory, environment.project_root or start_directory)
+
+
 class _NumberReader:
     """Reads whole numbers from environment variables and collects what is wrong with them."""
 

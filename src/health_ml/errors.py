@@ -13,6 +13,9 @@ from collections.abc import Iterable, Sequence
 EXIT_FAILED = 1
 """Exit code of a run that started and then failed."""
 
+EXIT_SIGNAL_BASE = 128
+"""By convention of the shell, a process that a signal ends has the exit code 128 plus the number of the signal."""
+
 EXIT_USAGE = 2
 """Exit code of a command that was refused before anything started."""
 

@@ -16,6 +16,8 @@ from tests.helpers.containers import LineContainer, LineData, LineModel
 from tests.helpers.runs import run_container
 
 from health_ml.checkpoints.parser import CheckpointParser
+from health_ml.cli.parse import parse
+from health_ml.configs.hello_world import HelloWorld
 from health_ml.environment import RunEnvironment
 from health_ml.errors import (
     ArgumentsError,
@@ -83,6 +85,27 @@ def test_code_that_ends_the_process_is_a_failure(tmp_path: Path) -> None:
     with pytest.raises(ContainerError, match=r"setup failed with SystemExit: 0 \(.*in fail"):
         run_container(failing("setup", SystemExit(0))(), tmp_path)
     assert status_of_only_run(tmp_path)[0] is RunStatus.FAILED
+
+
+@pytest.mark.parametrize("error", [KeyError("large"), SystemExit(0)], ids=["exception", "exit"])
+@pytest.mark.parametrize("method", ["set_model_variant", "update_experiment_config", "validate"])
+def test_the_command_line_names_the_method_that_failed(
+    method: str, error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: LineContainer, *_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(HelloWorld, method, fail)
+    monkeypatch.syspath_prepend(str(tmp_path))  # is put back, unlike what the search for the model adds
+    with pytest.raises(ContainerError, match=rf"HelloWorld.{method} failed with {type(error).__name__}: .*in fail"):
+        parse(["--model=HelloWorld"], start_directory=tmp_path)
+
+
+@pytest.mark.parametrize("name", ["", "A=B", "A\0"])
+def test_an_impossible_environment_variable(name: str, tmp_path: Path) -> None:
+    container_class = type("Odd", (LineContainer,), {"get_additional_environment_variables": lambda self: {name: "x"}})
+    with pytest.raises(ContainerError, match="which cannot be the name of an environment variable"):
+        run_container(container_class(), tmp_path)
 
 
 class ExitingModel(LineModel):
@@ -238,6 +261,21 @@ def test_a_foreign_checkpoint_with_objects_is_refused(checkpoint: Path, tmp_path
     torch.save({**content, "extra": Payload()}, checkpoint)
     with pytest.raises(CheckpointError, match=r"holds objects of the class .*Payload"):
         run_container(inference(checkpoint), tmp_path)
+
+
+class TrainingOnlyModel(LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(1, 1)
+
+
+def test_inference_with_a_model_that_can_only_train_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    container = ModelContainer(
+        TrainingOnlyModel(), run_inference_only=True, src_checkpoint=CheckpointParser(str(checkpoint))
+    )
+    with pytest.raises(ContainerError, match="TrainingOnlyModel has neither validation_step nor test_step"):
+        run_container(container, tmp_path)
+    assert status_of_only_run(tmp_path)[0] is RunStatus.FAILED
 
 
 class PayloadModel(LineModel):

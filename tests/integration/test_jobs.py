@@ -208,11 +208,28 @@ def test_commands_about_runs_say_what_is_wrong(project: Path, arguments: list[st
     assert message in run.stderr
 
 
+def test_what_the_runner_itself_writes_does_not_travel(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(CACHE_VARIABLE, str(project / "cache"))
+    arguments = ("--model=small.Small", "--cluster=memory", "--output_to=results", "--print_plan=json")
+    (project / "results").mkdir()
+    (project / "results" / "a.txt").touch()
+    with memory_backend() as backend:
+        first = json.loads(himl(project, *arguments).stdout)["snapshot_hash"]
+        submitted_id(himl(project, *arguments[:-1]))
+    (project / "results" / "b.txt").touch()
+    assert backend.runs[0].request.plan.snapshot_hash == first
+    with memory_backend():
+        assert json.loads(himl(project, *arguments).stdout)["snapshot_hash"] == first
+
+
 def test_list_snapshot(project: Path) -> None:
+    assert "look like secrets" not in himl(project, "--list_snapshot").stdout
+    (project / ".env").write_text("TOKEN=abcdefgh12345\n")
     run = himl(project, "--list_snapshot")
     assert run.exit_code == 0
     assert "small.py" in run.stdout
     assert "data/" in run.stdout.partition("do not travel")[2]
+    assert ".env: its name is that of a file with secrets" in run.stdout.partition("look like secrets")[2]
 
 
 # --- jobs on this machine ---------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import importlib.metadata
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -191,6 +191,39 @@ def test_resume_with_nothing_left_to_train_is_an_error(finished: RunResult, tmp_
     with pytest.raises(CheckpointError, match=r"has 2 finished epochs, so with --max_epochs=2 nothing is left"):
         run_container(container, tmp_path / "again")
     assert not (tmp_path / "again").exists()
+
+
+class LimitedContainer(LineContainer):
+    """Says itself how long to train."""
+
+    limits: ClassVar[dict[str, Any]] = {}
+
+    def get_trainer_arguments(self) -> dict[str, Any]:
+        return self.limits
+
+
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        ({"max_epochs": 2}, r"has 2 finished epochs, so with --max_epochs=2 nothing is left"),
+        ({"max_steps": 8}, r"has 8 steps, so with max_steps=8 nothing is left"),
+    ],
+)
+def test_resume_with_nothing_left_by_the_containers_own_limits(
+    limits: dict[str, Any], message: str, finished: RunResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LimitedContainer, "limits", limits)
+    container = LimitedContainer(max_epochs=100, resume_training=True, src_checkpoint=src(finished))
+    with pytest.raises(CheckpointError, match=message):
+        run_container(container, tmp_path)
+
+
+def test_resume_heeds_the_containers_own_number_of_epochs(
+    finished: RunResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LimitedContainer, "limits", {"max_epochs": 3})
+    container = LimitedContainer(max_epochs=2, resume_training=True, src_checkpoint=src(finished))
+    assert epochs_of(run_container(container, tmp_path)) == [2]
 
 
 class WeightsContainer(LineContainer):

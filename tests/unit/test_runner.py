@@ -43,6 +43,11 @@ class Failing(LightningContainer):
             raise RuntimeError("the variant is broken")
         if variant_name == "interrupt":
             raise KeyboardInterrupt
+
+    def set_typed_parameters(self, names):
+        if self.way == "unexpected":
+            raise RuntimeError("nobody expects this method here")
+        super().set_typed_parameters(names)
 '''
 
 
@@ -126,11 +131,20 @@ def test_an_environment_that_makes_no_sense(capsys: pytest.CaptureFixture[str]) 
 
 
 def test_an_unexpected_error_shows_the_lines_of_the_user(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert in_folder(folder, "--model_variant=error") == 1
+    assert in_folder(folder, "--way=unexpected") == 1
     printed = capsys.readouterr().err
-    assert 'raise RuntimeError("the variant is broken")' in printed
+    assert 'raise RuntimeError("nobody expects this method here")' in printed
     assert "health_ml/cli" not in printed
     assert printed.endswith("himl-runner: The run failed with RuntimeError, see above.\n")
+
+
+def test_a_failing_method_is_named_without_a_traceback(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert in_folder(folder, "--model_variant=error") == 1
+    printed = capsys.readouterr().err
+    assert printed.startswith(
+        "himl-runner: Failing.set_model_variant failed with RuntimeError: the variant is broken ("
+    )
+    assert "Traceback" not in printed
 
 
 def test_interruption(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

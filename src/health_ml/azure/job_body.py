@@ -11,8 +11,8 @@ import json
 import re
 from typing import Any
 
-from health_ml.azure.compute import SERVERLESS
 from health_ml.azure.command import check_values, encoded_names, job_command
+from health_ml.azure.compute import SERVERLESS
 from health_ml.azure.environments import environment_of
 from health_ml.azure.sweep_body import (
     early_termination_body,

@@ -32,6 +32,7 @@ from health_ml.settings import (
 )
 from health_ml.training.distributed import child_environment
 from health_ml.training.effective import check_effective
+from health_ml.training.quiet import quiet_libraries
 from health_ml.training.result import RunOutcome, RunResult
 from health_ml.training.signals import RunInterrupted, SignalGuard
 from health_ml.training.user_code import describe_exception, user_code
@@ -86,7 +87,7 @@ def run_in_process(
     job = enter_job(environment, paths, process_environment()) if environment.is_in_azureml else None
     environment = replace(environment, attempt=job.attempt) if job else environment
     run = _Run(experiment_config, container, environment, project_root, argv, waiting_mirror, plan, job)
-    with restored_environment(), run.variables():
+    with restored_environment(), run.variables(), quiet_libraries():
         if environment.is_global_rank_zero:
             return run.with_record(sources)
         return run.without_record()
@@ -182,6 +183,12 @@ class _Run:
         values.update(child_environment(self.paths, self.environment, start_directory=self.start_directory))
         if self.container.azure_datasets:
             values.update(input_variables(self.container.local_datasets))
+        if impossible := [name for name in values if not name or set(name) & {"=", "\0"}]:
+            raise ContainerError(
+                f"{type(self.container).__name__}.get_additional_environment_variables returned "
+                f"{', '.join(map(repr, impossible))}, which cannot be the name of an environment variable.",
+                "Names are not empty and contain no '='.",
+            )
         with environment_variables(values), self._debugging_of_processes():
             yield
 
@@ -294,7 +301,7 @@ class _RecordedRun:
                 if isinstance(error, SystemExit):
                     raise _premature_end(error, self._run.container) from error
                 raise
-            messages = self._close(RunStatus.FINISHED, "")
+            messages = self._close(RunStatus.FINISHED, " ".join(outcome.messages), checkpoint=outcome.checkpoint)
             return self._run.result(RunStatus.FINISHED, replace(outcome, messages=(*outcome.messages, *messages)))
 
     def _open(self, sources: Mapping[str, str]) -> None:
@@ -305,7 +312,8 @@ class _RecordedRun:
         self._provenance = ProvenanceThread(record, self._document, code).start()
         if run.plan is not None and not (record.folder / f"{RECORD_PLAN_DOCUMENT}.json").exists():
             record.write_document(RECORD_PLAN_DOCUMENT, run.plan.to_json())
-        self._mirror = run.start_mirror(record)
+        if run.environment.fan_out_folder is None:  # else the mirror of the fan-out carries its trials too
+            self._mirror = run.start_mirror(record)
         run.show_display_name()
         write_config(record, run.config, run.container, sources=sources, tags=run.tags())
 
@@ -317,13 +325,13 @@ class _RecordedRun:
         except (HimlError, OSError) as second:
             logger.error(f"The record of the run could not be closed: {second}")
 
-    def _close(self, status: RunStatus, message: str) -> tuple[str, ...]:
+    def _close(self, status: RunStatus, message: str, *, checkpoint: Path | None = None) -> tuple[str, ...]:
         """Writes how the run ended and lets the mirror catch up; returns what to tell the user."""
         self._guard.start_deferring()
         if self._provenance is not None:
             self._provenance.join()
         if self._document is not None:
-            self._document.update({"ended": time.time()})
+            self._document.update({"ended": time.time(), "checkpoint": self._in_run_folder(checkpoint)})
         self._record.set_status(status, message)
         if self._mirror is None:
             return ()
@@ -331,6 +339,11 @@ class _RecordedRun:
         if state.is_complete:
             return ()
         return (state.message,)
+
+    def _in_run_folder(self, checkpoint: Path | None) -> str | None:
+        """Returns the path of a checkpoint in the run folder, which may be moved later."""
+        folder = self._run.paths.outputs
+        return str(checkpoint.relative_to(folder)) if checkpoint and checkpoint.is_relative_to(folder) else None
 
     def _note_forced_exit(self, interruption: RunInterrupted) -> None:
         self._record.set_status(interruption.status, f"{interruption} It was asked twice, so it exited at once.")

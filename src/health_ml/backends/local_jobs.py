@@ -14,18 +14,23 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from health_ml.backends.base import Backend, BackendContext, Request, RunHandle
+from health_ml.backends.fan_out import check_fan_out, check_one_node
+from health_ml.backends.fan_out_job import fan_out_command, with_rerun
 from health_ml.backends.local_layout import LocalJob, LocalJobFolder
 from health_ml.backends.local_logs import LogFollower
 from health_ml.backends.local_supervisor import GRACE_SECONDS, signal_group
 from health_ml.backends.run_facts import write_git_state
 from health_ml.backends.run_folder import make_unique_folder
+from health_ml.backends.trial_processes import kill_trials
 from health_ml.environment import process_environment
 from health_ml.errors import BackendError, OutputError, PlanError
+from health_ml.planning.fan_out_folder import FanOutFolder
 from health_ml.planning.plan import JobPlan
 from health_ml.planning.provenance import GitState
 from health_ml.planning.run_store import find_run_folder
@@ -109,16 +114,10 @@ class LocalRunHandle(RunHandle):
 
     def _end_orphans(self, processes: dict[str, object]) -> None:
         """Ends the nodes of a job whose supervisor was killed, and says so in the record."""
-        nodes = processes.get("nodes")
-        alive = [node for node in nodes if not is_dead(node)] if isinstance(nodes, list) else []
-        for node in alive:
-            signal_group(node["pid"], signal.SIGTERM)
-        deadline = time.monotonic() + GRACE_SECONDS
-        while any(not is_dead(node) for node in alive) and time.monotonic() < deadline:
-            time.sleep(_POLL_SECONDS)
-        for node in alive:
-            signal_group(node["pid"], signal.SIGKILL)
-        record = RunRecord(self.run_folder / RECORD_FOLDER, run_id=self.run_id)
+        end_nodes(processes)
+        kill_trials(FanOutFolder(self.run_folder))
+        before = read_record(self.run_folder / RECORD_FOLDER).status
+        record = RunRecord(self.run_folder / RECORD_FOLDER, run_id=self.run_id, attempt=before.attempt)
         record.set_status(RunStatus.CANCELLED, "The job was cancelled after its supervisor had been killed.")
         record.close()
 
@@ -139,6 +138,23 @@ class LocalRunHandle(RunHandle):
                     destination.parent.mkdir(parents=True, exist_ok=True)
                     copied.append(Path(shutil.copy2(here / name, destination)))
         return sorted(copied)
+
+
+def end_nodes(processes: dict[str, object]) -> None:
+    """Ends the nodes of a job whose supervisor was killed: SIGTERM, and SIGKILL when the time is over."""
+    alive = _living_nodes(processes)
+    for node in alive:
+        signal_group(node["pid"], signal.SIGTERM)
+    deadline = time.monotonic() + GRACE_SECONDS
+    while any(not is_dead(node) for node in alive) and time.monotonic() < deadline:
+        time.sleep(_POLL_SECONDS)
+    for node in alive:
+        signal_group(node["pid"], signal.SIGKILL)
+
+
+def _living_nodes(processes: dict[str, object]) -> list[dict[str, Any]]:
+    nodes = processes.get("nodes")
+    return [node for node in nodes if not is_dead(node)] if isinstance(nodes, list) else []
 
 
 class LocalBackend(Backend):
@@ -178,9 +194,17 @@ class LocalBackend(Backend):
         return cls(context.project_root, output_to=context.output_to)
 
     def render(self, plan: JobPlan) -> Request:
-        """Returns the command and the environment of every node."""
+        """Returns the command and the environment of every node, or of every trial of a fan-out.
+
+        :raises PlanError: If the trials of a fan-out are to run on several nodes.
+        """
+        search = {}
+        if plan.search_space is not None:
+            check_one_node(plan)
+            search = {"search_space": plan.search_space.to_json(), "num_trials": plan.search_space.trial_count}
         body = {
             "command": ["himl-runner", *plan.argv],
+            **search,
             "num_nodes": plan.num_nodes,
             "max_duration_seconds": plan.limits.max_run_seconds,
             "environment": plan.environment,
@@ -191,6 +215,8 @@ class LocalBackend(Backend):
     def submit(self, request: Request, *, git_state: GitState | None = None) -> LocalRunHandle:
         """Returns a handle of the job, whose supervisor runs on its own from now on."""
         plan = request.plan
+        if plan.search_space is not None:
+            check_fan_out(plan)
         parent = self._output_to or self._project_root / OUTPUTS_FOLDER
         run_folder = make_unique_folder(parent, plan.model_name, now=datetime.now(timezone.utc))
         folder = LocalJobFolder(run_folder)
@@ -214,10 +240,44 @@ class LocalBackend(Backend):
         handle.folder.read_job()
         return handle
 
+    def resume(self, run_id: str, *, is_rerunning_failed: bool = False) -> LocalRunHandle:
+        """Returns a handle of a job after starting it again in its folder, unless it is running or has finished.
+
+        A single run continues from its checkpoint. Of a fan-out, trials that still run are followed, those that have
+        ended are not repeated, and the others continue from their checkpoints.
+
+        :param is_rerunning_failed: True to run the failed trials of a fan-out again.
+        :raises RunNotFoundError: If there is no such run.
+        :raises BackendError: If the run was not submitted as a job, or cannot be started.
+        """
+        handle = self.attach(run_id)
+        if handle.status() is RunStatus.FINISHED or not handle.status().is_final:
+            return handle
+        folder = handle.folder
+        job = folder.read_job()
+        fan_out = FanOutFolder(folder.run_folder)
+        if fan_out.exists:
+            # Only the scheduler: the trials go on, and the next scheduler follows them.
+            for node in _living_nodes(folder.read_processes()):
+                os.kill(node["pid"], signal.SIGKILL)
+            command = with_rerun(job.command, is_rerunning_failed=is_rerunning_failed)
+            job = replace(job, command=command)
+        else:
+            end_nodes(folder.read_processes())
+        for file in (folder.exit_file, folder.cancel_file, folder.processes_file):
+            file.unlink(missing_ok=True)
+        attempt = read_record(folder.run_folder / RECORD_FOLDER).status.attempt + 1
+        folder.job_file.write_text(replace(job, attempt=attempt).to_json(), encoding="utf-8")
+        record = RunRecord(folder.run_folder / RECORD_FOLDER, run_id=run_id, attempt=attempt)
+        record.set_status(RunStatus.QUEUED)
+        record.close()
+        self._start_supervisor(folder)
+        return handle
+
     def _prepare(self, folder: LocalJobFolder, plan: JobPlan, git_state: GitState | None) -> None:
         job = LocalJob(
             run_id=folder.run_folder.name,
-            command=(sys.executable, "-m", "health_ml.runner", *plan.argv),
+            command=_command(plan),
             project_root=str(self._project_root.absolute()),
             num_nodes=plan.num_nodes,
             max_duration_seconds=plan.limits.max_run_seconds,
@@ -236,6 +296,8 @@ class LocalBackend(Backend):
         if git_state is not None:
             write_git_state(record, git_state)
         record.close()
+        if plan.search_space is not None:
+            FanOutFolder(folder.run_folder).trials_file.touch()
 
     @staticmethod
     def _start_supervisor(folder: LocalJobFolder) -> None:
@@ -257,6 +319,12 @@ class LocalBackend(Backend):
                 text = (folder.job / "supervisor.log").read_text(encoding="utf-8", errors="replace")
                 raise BackendError(f"The job could not be started: {text.strip()[-2000:]}", "Try again.")
             time.sleep(0.02)
+
+
+def _command(plan: JobPlan) -> tuple[str, ...]:
+    if plan.search_space is not None:
+        return fan_out_command(plan.argv)
+    return (sys.executable, "-m", "health_ml.runner", *plan.argv)
 
 
 def place_snapshot(plan: JobPlan, folder: Path) -> None:

@@ -29,6 +29,7 @@ class LocalJob:
     :param num_nodes: How many processes run the command, each as a node of its own.
     :param max_duration_seconds: Time after which the job is stopped, or None.
     :param environment: Environment variables in addition to those of the submitting process.
+    :param attempt: How often the job was resumed.
     """
 
     run_id: str
@@ -37,6 +38,7 @@ class LocalJob:
     num_nodes: int = 1
     max_duration_seconds: float | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
+    attempt: int = 0
 
     def to_json(self) -> str:
         """Returns the job as JSON."""

@@ -20,11 +20,20 @@ from pathlib import Path
 from types import FrameType
 
 from health_ml.backends.local_layout import LocalJob, LocalJobFolder
+from health_ml.backends.trial_processes import kill_trials
 from health_ml.environment import process_environment
+from health_ml.planning.fan_out_folder import FanOutFolder
 from health_ml.records.process_identity import process_identity
 from health_ml.records.reader import read_record
 from health_ml.records.record import RunRecord, RunStatus
-from health_ml.settings import ENV_PROJECT_ROOT, ENV_RUN_FOLDER, ENV_RUN_ID, ENV_START_DIRECTORY, RECORD_FOLDER
+from health_ml.settings import (
+    ENV_ATTEMPT,
+    ENV_PROJECT_ROOT,
+    ENV_RUN_FOLDER,
+    ENV_RUN_ID,
+    ENV_START_DIRECTORY,
+    RECORD_FOLDER,
+)
 
 GRACE_SECONDS = 30.0
 """How long a node may take to save its checkpoint after SIGTERM."""
@@ -114,15 +123,19 @@ class Supervisor:
             # Also where the node itself has ended: its children are in the same group.
             signal_group(node.pid, signal.SIGKILL)
             node.wait()
+        kill_trials(FanOutFolder(self.folder.run_folder))  # each has a session of its own
 
     def _write_end(self, codes: list[int | None], message: str) -> None:
         is_cancelled = self._is_stopping or self.folder.cancel_file.exists()
         self._write(self.folder.exit_file, {"exit_codes": codes, "message": message, "is_cancelled": is_cancelled})
         if not (message or any(codes) or not codes) and self._recorded_status() is RunStatus.FINISHED:
             return
-        status = _final_status(self._recorded_status(), is_cancelled=is_cancelled)
+        recorded = self._recorded_status()
+        status = _final_status(recorded, is_cancelled=is_cancelled)
+        if status is recorded and not message:
+            return  # what the run itself has said is more precise
         failing = next((node for node, code in enumerate(codes) if code), 0)
-        record = RunRecord(self.folder.run_folder / RECORD_FOLDER, run_id=self.job.run_id)
+        record = RunRecord(self.folder.run_folder / RECORD_FOLDER, run_id=self.job.run_id, attempt=self.job.attempt)
         record.set_status(status, message or f"Node {failing} ended with exit code {codes[failing]}.")
         record.close()
 
@@ -154,6 +167,7 @@ def node_environment(job: LocalJob, run_folder: Path, *, node: int, port: int) -
         ENV_RUN_FOLDER: str(run_folder),
         ENV_START_DIRECTORY: str(LocalJobFolder(run_folder).code),
         ENV_PROJECT_ROOT: job.project_root,
+        ENV_ATTEMPT: str(job.attempt),
         "PYTHONUNBUFFERED": "1",
     }
     if job.num_nodes > 1:

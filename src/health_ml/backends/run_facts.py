@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import param
 
@@ -22,7 +22,6 @@ from health_ml.deep_learning_config import parameters_of
 from health_ml.environment import RunEnvironment
 from health_ml.errors import HimlError
 from health_ml.experiment_config import ExperimentConfig
-from health_ml.lightning_container import LightningContainer
 from health_ml.planning.provenance import GitState, package_versions, read_git_state
 from health_ml.records.record import RunRecord
 from health_ml.settings import (
@@ -33,6 +32,9 @@ from health_ml.settings import (
     RECORD_RUN_DOCUMENT,
 )
 from health_ml.version import __version__
+
+if TYPE_CHECKING:
+    from health_ml.lightning_container import LightningContainer
 
 logger = logging.getLogger(__name__)
 
@@ -94,6 +96,13 @@ def run_facts(
         },
         "num_nodes": experiment_config.num_nodes,
         "is_in_azureml": environment.is_in_azureml,
+        **machine_facts(),
+    }
+
+
+def machine_facts() -> dict[str, Any]:
+    """Returns what is known about the programs, the machine and the user."""
+    return {
         "health_ml": __version__,
         "python": platform.python_version(),
         "executable": sys.executable,

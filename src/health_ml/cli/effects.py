@@ -37,6 +37,7 @@ TRAINING_FLAGS = (
     "pl_limit_train_batches",
     "pl_accumulate_grad_batches",
     "pl_check_val_every_n_epoch",
+    "pl_log_every_n_steps",
     "run_extra_val_epoch",
     "max_num_gpus",
     *(name for name in OptimizerParams.param.objects(instance=False) if name != "name"),

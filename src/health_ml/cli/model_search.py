@@ -68,7 +68,7 @@ def create_container(container_class: type[LightningContainer]) -> LightningCont
             return container_class()
     except HimlError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         root = str(Path(inspect.getfile(container_class)).parent)
         raise ContainerError(
             f"{container_class.__name__} cannot be created: {describe_exception(error, root)}",

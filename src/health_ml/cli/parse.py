@@ -90,7 +90,7 @@ def complete(draft: Draft, argv: Sequence[str], *, environment: RunEnvironment) 
     backend = load_backend(parse_cluster(cluster).backend) if cluster else None
     problems = check_combination(draft.config, container, typed, environment=environment, backend=backend)
     try:
-        call_user_code(container.validate)
+        call_user_code(container, "validate")
     except ArgumentsError as error:
         if not problems:
             raise

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from health_ml.cli.job_arguments import Travels, job_arguments, nothing_travels
 from health_ml.cli.parse import ParsedCommand
 from health_ml.cli.tokens import tokenize
-from health_ml.lightning_container import LightningContainer
 from health_ml.planning.datasets import parse_datasets
 from health_ml.planning.duration import parse_duration
 from health_ml.planning.plan import (
@@ -20,6 +20,7 @@ from health_ml.planning.plan import (
     PlannedDataset,
     PlannedLimits,
     PlannedSoftware,
+    PlannedTrials,
     Provenance,
     pairs_of,
 )
@@ -27,6 +28,9 @@ from health_ml.planning.provenance import GitState
 from health_ml.planning.secrets import mask_arguments
 from health_ml.planning.snapshot import Snapshot
 from health_ml.settings import ENV_EXPERIMENT_NAME
+
+if TYPE_CHECKING:
+    from health_ml.lightning_container import LightningContainer
 
 
 def plan_job(
@@ -84,6 +88,7 @@ def plan_job(
             }
         ),
         search_space=parsed.search_space,
+        trials=PlannedTrials(config.fail_fast, container.max_num_gpus, config.tracking_uri),
         provenance=Provenance.of(git_state) if git_state else None,
     )
 

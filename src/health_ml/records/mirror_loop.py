@@ -89,12 +89,11 @@ class MirrorLoop:
         try:
             while True:
                 status = self.push()
-                if self._is_at_end(status):
-                    return self._close(status)
-                self._wait(self._pause())
+                if self.is_at_end(status):
+                    return self.close(status)
+                self._wait(self.pause())
         finally:
-            if self._tensorboard is not None:
-                self._tensorboard.close()
+            self._close_tensorboard()
 
     def run_once(self) -> MirrorState:
         """Returns what was achieved by carrying over what is there now, with a few tries."""
@@ -103,18 +102,26 @@ class MirrorLoop:
             if self._error is None or self._is_hopeless():
                 break
             self._wait(max(0.0, self._next_try - time.monotonic()))
-        if self._tensorboard is not None:
-            self._tensorboard.close()
-        return self._close(status)
+        return self.close(status)
 
-    def push(self) -> StatusView:
-        """Returns how the run stands, after carrying over what was in the record before."""
+    @property
+    def error(self) -> Exception | None:
+        """Why MLflow lacks something, or None."""
+        return self._error
+
+    def push(self, *, blocked_by: Exception | None = None) -> StatusView:
+        """Returns how the run stands, after carrying over what was in the record before.
+
+        :param blocked_by: Why there is no sense in trying MLflow now.
+        """
         status = self._read_status()
         self._is_final = status.status.is_final
         if self._tensorboard is not None:
             self._try_tensorboard(self._tensorboard)
         self._was_tried = self._mlflow is not None and time.monotonic() >= self._next_try
-        if self._was_tried:
+        if self._mlflow is not None and blocked_by is not None:
+            self._error = blocked_by
+        elif self._was_tried:
             self._try_mlflow(status)
         return status
 
@@ -159,7 +166,11 @@ class MirrorLoop:
             record.close()
         return status
 
-    def _is_at_end(self, status: StatusView) -> bool:
+    def is_at_end(self, status: StatusView) -> bool:
+        """Returns True if there is nothing more to do, or nothing helps any more.
+
+        :param status: What the last push returned.
+        """
         now = time.monotonic()
         if not self._folder.is_dir():
             return True
@@ -181,19 +192,30 @@ class MirrorLoop:
     def _is_hopeless(self) -> bool:
         return self._error is not None and is_permanent(self._error)
 
-    def _pause(self) -> float:
+    def pause(self) -> float:
+        """Returns how long to wait before the next push."""
         if self._ended_at is None:
             return self._patience.poll_seconds
         return max(0.05, min(self._patience.poll_seconds, self._next_try - time.monotonic()))
 
-    def _close(self, status: StatusView) -> MirrorState:
+    def close(self, status: StatusView, *, missing: str = "") -> MirrorState:
+        """Returns what was achieved, after writing it down.
+
+        :param status: What the last push returned.
+        :param missing: What else is missing, as a sentence.
+        """
+        self._close_tensorboard()
         dropped = self._mlflow.dropped if self._mlflow else []
-        has_all = self._error is None and self._tensorboard_error is None
+        has_all = self._error is None and self._tensorboard_error is None and not missing
         self._progress.is_complete = has_all and status.status.is_final
-        self._progress.message = self._message(status, dropped)
+        self._progress.message = f"{self._message(status, dropped)} {missing}".strip()
         self._save()
         logger.info("%s", self._progress.message)
         return self._progress.as_state()
+
+    def _close_tensorboard(self) -> None:
+        if self._tensorboard is not None:
+            self._tensorboard.close()
 
     def _message(self, status: StatusView, dropped: list[str]) -> str:
         uri = self._progress.settings["tracking_uri"]

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import time
 from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from health_ml.errors import OutputError
+from health_ml.errors import EXIT_FAILED, EXIT_SIGNAL_BASE, OutputError
 from health_ml.planning.secrets import mask_program_text, mask_text
 from health_ml.records.encoding import encode_line, encode_number, encode_value
 from health_ml.records.process_identity import process_identity
@@ -51,6 +52,16 @@ class RunStatus(str, Enum):
     def is_final(self) -> bool:
         """True if the process that wrote this status does nothing more."""
         return self not in (RunStatus.QUEUED, RunStatus.RUNNING)
+
+    @property
+    def exit_code(self) -> int:
+        """Exit code of a process whose run ended so: 0 only if everything that was asked for was done."""
+        codes = {
+            RunStatus.FINISHED: 0,
+            RunStatus.PREEMPTED: EXIT_SIGNAL_BASE + signal.SIGTERM,
+            RunStatus.CANCELLED: EXIT_SIGNAL_BASE + signal.SIGINT,
+        }
+        return codes.get(self, EXIT_FAILED)
 
 
 class RunRecord:
@@ -153,6 +164,13 @@ class RunRecord:
             **process_identity(),
         }
         self._append(RECORD_STATUS_FILE, encode_line(row))
+
+    def append_row(self, file_name: str, row: Mapping[str, Any]) -> None:
+        """Appends a line to a file of the record that this class does not know; the values have to be those of JSON.
+
+        :raises OutputError: If it cannot be written.
+        """
+        self._append(file_name, encode_line(dict(row)))
 
     def close(self) -> None:
         """Closes the files. What was logged is in them already."""

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import signal
 from dataclasses import dataclass
 from pathlib import Path
 
 from health_ml.deep_learning_config import RunPaths
-from health_ml.errors import EXIT_FAILED
 from health_ml.records.record import RunStatus
-
-EXIT_SIGNAL_BASE = 128
-"""By convention of the shell, a process that a signal ends has the exit code 128 plus the number of the signal."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +45,4 @@ class RunResult:
     @property
     def exit_code(self) -> int:
         """Exit code of the process: 0 only if everything that was asked for was done."""
-        codes = {
-            RunStatus.FINISHED: 0,
-            RunStatus.PREEMPTED: EXIT_SIGNAL_BASE + signal.SIGTERM,
-            RunStatus.CANCELLED: EXIT_SIGNAL_BASE + signal.SIGINT,
-        }
-        return codes.get(self.status, EXIT_FAILED)
+        return self.status.exit_code

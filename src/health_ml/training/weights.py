@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from health_ml.checkpoints.inspect import describe_refusal, read_progress, verify
 from health_ml.errors import CheckpointError
-from health_ml.settings import OUTPUTS_FOLDER, PRETRAINED_MODELS_FOLDER
+from health_ml.planning.run_store import find_run_of
 
 if TYPE_CHECKING:
+    from pytorch_lightning import Trainer
+
     from health_ml.lightning_container import LightningContainer
 
 
@@ -25,11 +27,13 @@ class LoadableCheckpoint:
     :param path: The file.
     :param is_weights_only: True if torch's safe loader reads it. The full loader executes code that the file names.
     :param finished_epochs: Number of epochs that were complete when it was written.
+    :param steps: Number of optimizer steps until then.
     """
 
     path: Path
     is_weights_only: bool
     finished_epochs: int
+    steps: int
 
 
 def examine_checkpoint(path: Path, *, is_trusted: bool) -> LoadableCheckpoint:
@@ -39,7 +43,7 @@ def examine_checkpoint(path: Path, *, is_trusted: bool) -> LoadableCheckpoint:
     :raises CheckpointError: If the file is missing, damaged, not a Lightning checkpoint, or needs the full loader
         without being trusted.
     """
-    epoch = read_progress(path).epoch
+    progress = read_progress(path)
     try:
         content, is_weights_only = _load(path, is_weights_only=True), True
     except pickle.UnpicklingError as error:
@@ -51,16 +55,36 @@ def examine_checkpoint(path: Path, *, is_trusted: bool) -> LoadableCheckpoint:
             f"{path} is not a checkpoint of a Lightning model: it has no 'state_dict'.",
             "Use a .ckpt file that a Trainer wrote.",
         )
-    return LoadableCheckpoint(path, is_weights_only, _finished_epochs(content, epoch))
+    return LoadableCheckpoint(path, is_weights_only, _finished_epochs(content, progress.epoch), progress.global_step)
 
 
 def check_epochs_left(start: LoadableCheckpoint, container: LightningContainer) -> None:
-    """Raises if a training that continues from the checkpoint would have nothing to do.
+    """Raises if a training that continues from the checkpoint would have nothing to do, as far as the flags tell.
+
+    A container with Trainer arguments of its own may say something else there: :func:`check_training_left` decides.
 
     :raises CheckpointError: If so.
     """
-    max_epochs = container.trainer_argument_overrides.get("max_epochs", container.max_epochs)
-    if 0 <= max_epochs <= start.finished_epochs:
+    if not _overrides_trainer_arguments(container):
+        _check_epochs(start, container.max_epochs)
+
+
+def check_training_left(start: LoadableCheckpoint, trainer: Trainer) -> None:
+    """Raises if the Trainer would have nothing to do, continuing from the checkpoint.
+
+    :raises CheckpointError: If so.
+    """
+    _check_epochs(start, trainer.max_epochs)
+    if 0 <= trainer.max_steps <= start.steps:
+        raise CheckpointError(
+            f"The checkpoint {start.path} has {start.steps} steps, so with max_steps={trainer.max_steps} nothing is "
+            "left to train.",
+            "Give a larger --trainer.max_steps, or use --run_inference_only to test the checkpoint.",
+        )
+
+
+def _check_epochs(start: LoadableCheckpoint, max_epochs: int | None) -> None:
+    if max_epochs is not None and 0 <= max_epochs <= start.finished_epochs:
         raise CheckpointError(
             f"The checkpoint {start.path} has {start.finished_epochs} finished epochs, so with "
             f"--max_epochs={max_epochs} nothing is left to train.",
@@ -68,12 +92,15 @@ def check_epochs_left(start: LoadableCheckpoint, container: LightningContainer) 
         )
 
 
+def _overrides_trainer_arguments(container: LightningContainer) -> bool:
+    from health_ml.lightning_container import LightningContainer as Base  # imports Lightning
+
+    return type(container).get_trainer_arguments is not Base.get_trainer_arguments
+
+
 def is_trusted(checkpoint: Path, container: LightningContainer, project_root: Path) -> bool:
-    """Returns True for a checkpoint in the outputs of this project, unless it was fetched from a URL."""
-    folders = [project_root / OUTPUTS_FOLDER, *([container.output_to] if container.output_to else [])]
-    path = checkpoint.resolve()
-    is_fetched = PRETRAINED_MODELS_FOLDER in path.parts
-    return not is_fetched and any(path.is_relative_to(folder.resolve()) for folder in folders)
+    """Returns True for a checkpoint that a run of this project wrote, not one that it downloaded."""
+    return find_run_of(checkpoint, project_root, container.output_to) is not None
 
 
 @contextmanager

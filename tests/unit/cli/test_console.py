@@ -178,7 +178,7 @@ def test_error_without_a_line_of_the_user_is_shown_whole() -> None:
         RunPaths.below(3, "x")  # type: ignore[arg-type]
     error = caught.value
     error.__traceback__ = error.__traceback__.tb_next if error.__traceback__ else None
-    assert "deep_learning_config.py" in format_user_traceback(error)
+    assert "run_paths.py" in format_user_traceback(error)
 
 
 def test_summary_of_an_inference_suggests_no_resume(tmp_path: Path) -> None:

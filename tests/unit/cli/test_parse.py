@@ -379,6 +379,7 @@ def test_trainer_arguments_do_not_clash_with_flags() -> None:
         (["--mode=eval_full", "--src_checkpoint=x", "--pl_limit_val_batches=2"], "which only tests"),
         (["--mode=eval_full", "--src_checkpoint=x", "--run_inference_only"], "contradict each other"),
         (["--run_inference_only", "--src_checkpoint=x", "--l_rate=2"], "--l_rate has no effect with"),
+        (["--run_inference_only", "--src_checkpoint=x", "--pl_log_every_n_steps=2"], "n_steps has no effect with"),
         (["--run_inference_only", "--src_checkpoint=x", "--max_num_gpus=0"], "those of --max_num_gpus_inference"),
         (["--run_inference_only", "--src_checkpoint=x", "--trainer.devices=2"], "--trainer.devices has no effect with"),
         (["--cluster=gpu"], "--cluster=gpu: the back end 'azureml' is not installed"),

@@ -11,7 +11,7 @@ from tests.helpers.git_reference import git
 from health_ml.errors import PlanError
 from health_ml.planning.duration import parse_duration
 from health_ml.planning.fan_out import FanOutOptions, build_search_space
-from health_ml.planning.plan import JobPlan, PlannedDataset, PlannedLimits, Provenance, pairs_of
+from health_ml.planning.plan import JobPlan, PlannedDataset, PlannedLimits, PlannedTrials, Provenance, pairs_of
 from health_ml.planning.provenance import read_git_state
 
 
@@ -40,6 +40,7 @@ def full_plan() -> JobPlan:
                 },
             )
         ),
+        trials=PlannedTrials(is_failing_fast=True, max_num_gpus=2, tracking_uri="none"),
         provenance=Provenance("c0ffee", "main", "https://example.org", True, "ab", ("new.py",)),
     )
 
@@ -54,7 +55,7 @@ def test_json_and_back_is_equal(plan: JobPlan) -> None:
 
 
 def test_hash_is_the_same_everywhere() -> None:
-    assert JobPlan("M", ("--a",)).plan_hash == "b2babaa396cf3b23a8d510a5d0eb0b6eb35abcc4c6f97dd1f98a4679de8bee7b"
+    assert JobPlan("M", ("--a",)).plan_hash == "a38170964647833cb889d7f74fa7e838ec9b36292500a310a23362eff9b028f2"
 
 
 def test_equal_plans_have_equal_hashes() -> None:
@@ -79,6 +80,7 @@ def test_every_field_changes_the_hash() -> None:
         "limits": PlannedLimits(),
         "tags": (),
         "search_space": None,
+        "trials": PlannedTrials(),
         "provenance": None,
     }
     assert set(changes) == set(plan.__dataclass_fields__)
