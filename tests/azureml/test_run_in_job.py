@@ -130,7 +130,6 @@ def test_a_job_reads_its_data_and_logs_to_its_run_while_the_service_stumbles(
         azureml.azurite.write(azureml.workspace.default_container, f"in_job/{number}/file_{number}.txt", b"x")
     root = "azureml://datastores/workspaceblobstore/paths/in_job"
     inputs = {f"INPUT_{number}": Input(path=f"{root}/{number}", type="uri_folder") for number in range(2)}
-    azureml.cloud.mlflow.start()
     limited = azureml.misbehave("POST", "*/runs/log-batch", times=3, status=429, retry_after=1)
     broken = azureml.misbehave("GET", "*/runs/get", times=1, close=True)
     line = "python -m health_ml.runner --model=tiny.Tiny --max_epochs=3 --max_num_gpus=0 --rate=0.05 --tag='my run' "
@@ -184,7 +183,6 @@ def test_a_preempted_job_continues_from_what_the_service_has_collected(
     azureml: AzureML, submit: Callable[..., Job]
 ) -> None:
     azureml.cloud.grace_seconds = 0.2  # the job is killed in the middle
-    azureml.cloud.mlflow.start()
     gate = azureml.folder / "gate of the third epoch"
     job = submit("--max_epochs=4", f"--gate={gate}", compute="low-priority")
     with azureml.executing():
@@ -227,7 +225,6 @@ def test_the_trials_of_a_sweep_are_named_and_tagged(azureml: AzureML, client: An
 
     line = "python -m health_ml.runner --model=tiny.Tiny --max_num_gpus=0 --max_epochs=1 "
     job = submit(line=line + "--random_seed=${{inputs.random_seed}}", inputs={"random_seed": 0}, sweep=as_sweep)
-    azureml.cloud.mlflow.start()
     azureml.run_pending_jobs()
     children = [azureml.state.jobs[name] for name in job.children]
     assert [child.status for child in children] == ["Completed"] * 2, azureml.log(children[0])

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+MIRROR_SECONDS_IN_JOB = 240.0
 MIRROR_SECONDS = 60.0
 """How long the end of a run waits for its mirror; a server that is down does not hold up the user longer."""
 
@@ -335,7 +336,7 @@ class _RecordedRun:
         self._record.set_status(status, message)
         if self._mirror is None:
             return ()
-        state = self._mirror.finish(MIRROR_SECONDS)
+        state = self._mirror.finish(MIRROR_SECONDS_IN_JOB if self._run.job else MIRROR_SECONDS)
         if state.is_complete:
             return ()
         return (state.message,)

@@ -15,7 +15,7 @@ from typing import Any
 
 from health_ml.planning.secrets import mask_text
 from health_ml.records.reader import read_document
-from health_ml.settings import RECORD_MIRROR_DOCUMENT, RECORD_MIRROR_LOCK_FILE
+from health_ml.settings import OUTPUTS_FOLDER, RECORD_MIRROR_DOCUMENT, RECORD_MIRROR_LOCK_FILE
 
 
 @dataclass(frozen=True)
@@ -121,6 +121,8 @@ def _size(path: Path) -> int:
 def catch_up_hint(record_folder: Path) -> str:
     """Returns what the user can do about a mirror that lacks something, in whatever folder that is typed."""
     run = record_folder.absolute().parent
+    if run.name == OUTPUTS_FOLDER:  # in a job, whose disk goes away
+        return "Catch up with: download its outputs to FOLDER, and himl-runner --sync=outputs --output_to=FOLDER"
     return f"Catch up with: himl-runner --sync={shlex.quote(run.name)} --output_to={shlex.quote(str(run.parent))}"
 
 

@@ -373,7 +373,10 @@ def test_trainer_arguments_do_not_clash_with_flags() -> None:
         (["--dataset_mountpoints=/mnt/x"], "--dataset_mountpoints has no effect on this machine"),
         (["--regression_test_csv_tolerance=0.1"], "no effect without --regression_test_folder"),
         (["--num_nodes=2"], "--num_nodes=2 would wait for ever"),
-        (["--azure_datasets=a"], "--local_datasets=FOLDER"),
+        (
+            ["--datastore=blobs", "--azure_datasets=a", "--local_datasets=/x"],
+            "--datastore has no effect on this machine",
+        ),
         (["--mode=eval_full"], "To use model evaluation, you need to provide a checkpoint"),
         (["--mode=eval_full", "--src_checkpoint=x", "--max_epochs=2"], "--max_epochs has no effect with --mode"),
         (["--mode=eval_full", "--src_checkpoint=x", "--pl_limit_val_batches=2"], "which only tests"),
