@@ -72,14 +72,8 @@ def _download(
             f"The datasets {', '.join(container.azure_datasets)} are in AzureML. {error.message}",
             f"Give folders on this machine as --local_datasets=FOLDER[,FOLDER]. {error.hint}",
         ) from error
-    auth = auth_method(experiment_config)
+    auth = experiment_config.auth_name
     cache = DatasetCache(
         dataset_cache_folder(environ), workspace, lambda: connect(workspace, environ=environ, auth=auth)
     )
     return cache.provide(container.azure_datasets, datastore=container.datastore)
-
-
-def auth_method(experiment_config: ExperimentConfig) -> str | None:
-    """Returns the value of ``--auth``."""
-    auth = getattr(experiment_config, "auth", None)
-    return getattr(auth, "value", auth) or None
