@@ -143,6 +143,11 @@ class RunEnvironment:
         return self.start_directory is not None
 
     @property
+    def is_alone(self) -> bool:
+        """True for the first process of a run that is neither a job in AzureML nor a trial."""
+        return self.is_global_rank_zero and not self.is_in_azureml and self.fan_out_folder is None
+
+    @property
     def is_local_rank_zero(self) -> bool:
         """True in the first process on this node."""
         return self.local_rank == 0

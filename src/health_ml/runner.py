@@ -176,6 +176,10 @@ def _run_experiment(
             mirror = stack.enter_context(_waiting_mirror(draft, environment, place.project_root))
         parsed = complete(draft, arguments, environment=environment)
         configure_logging(parsed.experiment_config.log_level, environment.local_rank)
+        if parsed.container.log_from_vm and is_started_here and environment.is_alone:
+            from health_ml.cli.log_from_vm import log_to_workspace
+
+            log_to_workspace(parsed, place)
         if command.only_plans or is_job or parsed.search_space is not None:
             from health_ml.cli.launch import launch
 

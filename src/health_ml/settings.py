@@ -20,6 +20,8 @@ ENV_ATTEMPT = "HIML_ATTEMPT"
 """How often the run was restarted after a preemption, starting at 0."""
 ENV_INPUT = "HIML_INPUT_"
 """With a number behind it: the folder of a dataset, for processes that must not look for it again."""
+ENV_AUTH = "HIML_AUTH"
+"""The value of ``--auth``, for the process that mirrors a run to AzureML."""
 
 # --- environment variables that the user may set -------------------------------------------------------------------
 ENV_FULL_ERROR = "HIML_FULL_ERROR"

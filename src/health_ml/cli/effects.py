@@ -13,7 +13,6 @@ from health_ml.cli.config_file import TRAINER_PREFIX
 from health_ml.cli.trainer_arguments import clashes
 from health_ml.deep_learning_config import OptimizerParams
 from health_ml.environment import RunEnvironment
-from health_ml.errors import PlanError
 from health_ml.experiment_config import JOB_FLAGS, ExperimentConfig, RunnerMode
 
 if TYPE_CHECKING:
@@ -77,8 +76,6 @@ def check_combination(
     :param backend: Where the job is to run, or None to run in this process.
     :raises PlanError: If what is asked for needs a back end that does not exist.
     """
-    if not environment.is_in_azureml:
-        refuse_logging_from_vm(container)
     in_effect = {name for name, value in typed.items() if value is not False}
     return [
         *_evaluation_problems(config, container),
@@ -86,20 +83,20 @@ def check_combination(
         *_job_problems(config, container, in_effect, backend, environment=environment),
         *_place_problems(config, backend, environment=environment),
         *_regression_test_problems(container, in_effect),
+        *_logging_problems(container, in_effect, backend, environment=environment),
         *clashes(container.trainer_argument_overrides, typed),
     ]
 
 
-def refuse_logging_from_vm(container: LightningContainer) -> None:
-    """Refuses to log to an AzureML run from elsewhere.
-
-    :raises PlanError: If it was asked for.
-    """
-    if container.log_from_vm:
-        raise PlanError(
-            "--log_from_vm: this version cannot log to an AzureML run from outside AzureML.",
-            "Leave it out; --tracking_uri sends the record to an MLflow server.",
-        )
+def _logging_problems(
+    container: LightningContainer, typed: set[str], backend: type[Backend] | None, *, environment: RunEnvironment
+) -> Iterable[str]:
+    if not container.log_from_vm or environment.is_in_azureml:
+        return
+    if "tracking_uri" in typed:
+        yield "--log_from_vm and --tracking_uri contradict each other: give one of them."
+    if backend is not None and "log_from_vm" in typed:
+        yield "--log_from_vm has no effect with --cluster: it is for a training in this process. Leave it out."
 
 
 def _evaluation_problems(config: ExperimentConfig, container: LightningContainer) -> Iterable[str]:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import unquote
 
-from health_ml.environment import working_directory
+from health_ml.environment import process_environment, working_directory
 from health_ml.errors import HimlError, RunNotFoundError
 
 if TYPE_CHECKING:
@@ -134,6 +134,10 @@ def open_client(tracking_uri: str) -> MlflowClient:
     """
     from mlflow import MlflowClient
 
+    if is_azureml(tracking_uri):
+        from health_ml.azure.tracking import sign_in_for_mlflow  # loads what only this store needs
+
+        sign_in_for_mlflow(tracking_uri, process_environment())
     database = database_path(tracking_uri)
     if database is None:
         return MlflowClient(tracking_uri)
