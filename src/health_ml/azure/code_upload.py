@@ -358,4 +358,3 @@ def _quoted(name: str) -> str:
 
 def _md5(content: bytes) -> str:
     return base64.b64encode(hashlib.md5(content, usedforsecurity=False).digest()).decode()
-

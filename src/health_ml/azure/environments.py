@@ -98,7 +98,11 @@ def register_environment(client: MLClient, environment: JobEnvironment) -> str:
 def _as_entity(environment: JobEnvironment) -> Environment:
     from azure.ai.ml.entities import BuildContext, Environment
 
-    common: dict[str, Any] = {"name": environment.name, "version": environment.version, "description": f"Made by {RUNNER}."}
+    common: dict[str, Any] = {
+        "name": environment.name,
+        "version": environment.version,
+        "description": f"Made by {RUNNER}.",
+    }
     if environment.build_context:
         return Environment(build=BuildContext(path=environment.build_context), **common)
     import yaml
