@@ -70,6 +70,7 @@ def _command_body(plan: JobPlan, cluster: str) -> dict[str, Any]:
 
 def _sweep_body(plan: JobPlan, cluster: str, space: SearchSpace) -> dict[str, Any]:
     check_values(space)
+    limits = limits_body(space, plan.limits.max_run_seconds)
     names = encoded_names(space.parameter_names)
     program = _program(plan, job_command(plan.argv, names))
     program["environmentVariables"][ENV_TRIAL] = "1"
@@ -79,7 +80,7 @@ def _sweep_body(plan: JobPlan, cluster: str, space: SearchSpace) -> dict[str, An
         "searchSpace": search_space_body(space, names),
         "samplingAlgorithm": sampling_body(space),
         "objective": objective_body(space),
-        "limits": limits_body(space, plan.limits.max_run_seconds),
+        "limits": limits,
         "trial": program,
         # The service reads them here or in the trial, depending on its version.
         "resources": program["resources"],

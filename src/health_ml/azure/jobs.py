@@ -14,7 +14,8 @@ from health_ml.errors import RunNotFoundError
 
 if TYPE_CHECKING:
     from azure.ai.ml import MLClient
-    from azure.ai.ml.entities import Command, Job, SweepJob
+    from azure.ai.ml.entities import Command, Job
+    from azure.ai.ml.sweep import SweepJob
 
     from health_ml.azure.job_datasets import ResolvedInput
 
@@ -113,8 +114,8 @@ def _command(name: str, body: Mapping[str, Any]) -> Command:
 
 
 def _sweep(name: str, body: Mapping[str, Any]) -> SweepJob:
-    from azure.ai.ml.entities import CommandJob, SweepJob
-    from azure.ai.ml.sweep import Objective, SweepJobLimits
+    from azure.ai.ml.entities import CommandJob
+    from azure.ai.ml.sweep import Objective, SweepJob, SweepJobLimits
 
     limits = body["limits"]
     durations = {"timeout": "timeout", "trialTimeout": "trial_timeout"}
