@@ -8,11 +8,11 @@ from typing import Any
 
 import param
 
-from health_ml.azure.auth import AuthMethod
 from health_ml.errors import PlanError
 from health_ml.param_types import CustomTypeParam
 from health_ml.planning.early_termination import EarlyTerminationPolicy, Goal, policy_from_text, policy_from_value
 from health_ml.planning.search_space import Sampling
+from health_ml.planning.sign_in import AuthMethod
 
 
 class RunnerMode(Enum):

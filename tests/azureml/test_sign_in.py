@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 from tests.azureml.service import AzureML
 
-from health_ml.azure.auth import AuthMethod, get_credential
+from health_ml.azure.auth import get_credential
 from health_ml.azure.client import WorkspaceName, azure_errors, connect
 from health_ml.errors import AuthenticationError, WorkspaceError
+from health_ml.planning.sign_in import AuthMethod
 
 SCOPE = "https://management.azure.com/.default"
 

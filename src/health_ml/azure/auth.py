@@ -15,11 +15,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from enum import Enum
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from health_ml.errors import AuthenticationError, join_choices
+from health_ml.planning.sign_in import AuthMethod
 
 if TYPE_CHECKING:
     from azure.core.credentials import AccessToken, TokenCredential
@@ -38,18 +38,6 @@ _METADATA_SETTINGS: dict[str, Any] = {"connection_timeout": 2, "retry_total": 2,
 _SHOWN_CHARACTERS = 400
 
 Prompt = Callable[[str], object]
-
-
-class AuthMethod(Enum):
-    """How to sign in to Azure."""
-
-    ENVIRONMENT = "environment"
-    ON_BEHALF_OF = "on_behalf_of"
-    WORKLOAD_IDENTITY = "workload_identity"
-    MANAGED_IDENTITY = "managed_identity"
-    AZURE_CLI = "azure_cli"
-    DEVICE_CODE = "device_code"
-    BROWSER = "browser"
 
 
 CONFIGURED_ON_PURPOSE = frozenset({AuthMethod.ENVIRONMENT, AuthMethod.ON_BEHALF_OF, AuthMethod.WORKLOAD_IDENTITY})

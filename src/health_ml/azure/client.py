@@ -203,7 +203,8 @@ def _missing_part(error: HttpResponseError, workspace: WorkspaceName) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0].rstrip(".")
+    lines = [line.strip() for line in str(getattr(error, "message", None) or error).splitlines() if line.strip()]
+    return (lines or [type(error).__name__])[0].rstrip(".")
 
 
 def _from_variables(environ: Mapping[str, str], names: tuple[str, ...]) -> WorkspaceName | None:

@@ -49,7 +49,9 @@ WORKERS = 16
 BLOCK_BYTES = 8 << 20
 """Larger files are sent in blocks of this size, several at once."""
 MOST_COPIED_AT_ONCE = 256 << 20
-"""The storage service copies up to this size while it answers; a larger blob is copied afterwards."""
+"""Up to this size the storage service promises to copy while it answers; larger blobs it may copy afterwards."""
+COPY_ATTEMPTS = 2
+"""How often to ask for a copy: what cannot be copied is sent."""
 COPY_POLL_SECONDS = 0.5
 _MEMORY_VERSION = 1
 
@@ -280,21 +282,22 @@ class BlobWriter:
         """Returns whether the storage service has copied a blob; if it cannot, the blob has to be sent."""
         if not source:
             return False
-        headers = {"x-ms-copy-source": source}
-        if blob.size <= MOST_COPIED_AT_ONCE:
-            headers["x-ms-requires-sync"] = "true"
-        try:
-            answer = self._put(blob.name, b"", headers)
-            while answer.headers.get("x-ms-copy-status") == "pending":
-                self._pause(COPY_POLL_SECONDS)
-                answer = self._request("HEAD", blob.name, b"", {}, {})
-        except ServiceError as error:
-            logger.debug("%s cannot be copied from the version before: %s", blob.name, error)
-            return False
-        is_copied = answer.headers.get("x-ms-copy-status", "success") == "success"
+        ways = [{"x-ms-requires-sync": "true"}, *([{}] if blob.size > MOST_COPIED_AT_ONCE else [])]
+        is_copied = any(self._copy(blob.name, {"x-ms-copy-source": source, **way}) for way in ways)
         with self._report.lock:
             self._report.copied_blobs += is_copied
         return is_copied
+
+    def _copy(self, name: str, headers: Mapping[str, str]) -> bool:
+        try:
+            answer = self._request("PUT", name, b"", headers, {}, attempts=COPY_ATTEMPTS)
+            while answer.headers.get("x-ms-copy-status") == "pending":
+                self._pause(COPY_POLL_SECONDS)
+                answer = self._request("HEAD", name, b"", {}, {})
+        except ServiceError as error:
+            logger.debug("%s cannot be copied from the version before: %s", name, error)
+            return False
+        return bool(answer.headers.get("x-ms-copy-status", "success") == "success")
 
     # --- requests -----------------------------------------------------------------------------------------------------
 
@@ -302,7 +305,14 @@ class BlobWriter:
         return self._request("PUT", name, content, headers, query)
 
     def _request(
-        self, method: str, name: str, content: bytes, headers: Mapping[str, str], query: Mapping[str, str]
+        self,
+        method: str,
+        name: str,
+        content: bytes,
+        headers: Mapping[str, str],
+        query: Mapping[str, str],
+        *,
+        attempts: int | None = None,
     ) -> requests.Response:
         import requests
 
@@ -310,7 +320,8 @@ class BlobWriter:
         # Another write of the same is the same: every request can be repeated.
         parameters = "&".join([*(f"{key}={quote(value, safe='')}" for key, value in query.items()), self._signature])
         problem = ""
-        for attempt in range(self._patience.attempts):
+        attempts = min(attempts or self._patience.attempts, self._patience.attempts)
+        for attempt in range(attempts):
             if self._is_stopped.is_set():
                 raise StoppedError
             asked = 0.0
@@ -334,10 +345,10 @@ class BlobWriter:
                 asked = retry_after(answer)
                 if not is_temporary(answer.status_code):
                     raise refusal(method, url, answer.status_code, problem)
-            if attempt + 1 < self._patience.attempts:
+            if attempt + 1 < attempts:
                 self._pause(self._patience.seconds_before(attempt + 1, asked))
         raise service_error(
-            f"{name} could not be sent, {self._patience.attempts} times in a row: {problem}.",
+            f"{name} could not be sent, {attempts} times in a row: {problem}.",
             "Check the network; then repeat the command.",
         )
 

@@ -25,7 +25,7 @@ from health_ml.azure.storage import Blob, Container, open_container
 from health_ml.azure.transfer import BlobDownloader, RemoteFile, writing_error
 from health_ml.errors import DatasetError, did_you_mean
 from health_ml.planning.dataset_inputs import StorageAddress
-from health_ml.planning.datasets import DatasetReference, folder_uri, parse_datasets
+from health_ml.planning.datasets import LATEST, DatasetReference, folder_uri, parse_datasets
 from health_ml.planning.snapshot import user_cache_folder
 from health_ml.settings import DATASET_CACHE_FOLDER
 
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
-LATEST = "latest"
 _SPARE_BYTES = 64 << 20
 
 

@@ -25,7 +25,7 @@ from health_ml.azure.sweep_body import (
 from health_ml.errors import PlanError
 from health_ml.planning.datasets import LATEST, input_name, output_name, parse_dataset
 from health_ml.planning.plan import JobPlan, PlannedDataset
-from health_ml.planning.search_space import SearchSpace
+from health_ml.planning.search_space import Sampling, SearchSpace
 from health_ml.settings import ENV_TRIAL
 
 DEFAULT_VARIABLES = {
@@ -70,6 +70,7 @@ def _command_body(plan: JobPlan, cluster: str) -> dict[str, Any]:
 
 def _sweep_body(plan: JobPlan, cluster: str, space: SearchSpace) -> dict[str, Any]:
     check_values(space)
+    limits = limits_body(space, plan.limits.max_run_seconds)
     names = encoded_names(space.parameter_names)
     program = _program(plan, job_command(plan.argv, names))
     program["environmentVariables"][ENV_TRIAL] = "1"
@@ -79,7 +80,7 @@ def _sweep_body(plan: JobPlan, cluster: str, space: SearchSpace) -> dict[str, An
         "searchSpace": search_space_body(space, names),
         "samplingAlgorithm": sampling_body(space),
         "objective": objective_body(space),
-        "limits": limits_body(space, plan.limits.max_run_seconds),
+        "limits": limits,
         "trial": program,
         # The service reads them here or in the trial, depending on its version.
         "resources": program["resources"],
@@ -232,16 +233,21 @@ def _name_problems(plan: JobPlan) -> list[str]:
 
 def _flag_problems(plan: JobPlan) -> list[str]:
     problems = []
-    is_search = plan.search_space is not None
-    if plan.compute.priority and not is_search:
+    space = plan.search_space
+    if plan.compute.priority and space is None:
         problems.append("--priority has no effect on a single job, which AzureML's interface gives none: leave it out.")
-    if plan.compute.services and is_search:
+    if space is not None and space.sampling is Sampling.BAYESIAN and space.sampling_seed:
+        problems.append("--sampling_seed has no effect on a Bayesian search, which has no seed: leave it out.")
+    if plan.compute.services and space is not None:
         problems.append("--interactive_services has no effect on a search: its trials have none. Leave it out.")
     labelled = [data.name for data in plan.output_datasets if parse_dataset(data.name).label]
     if labelled:
         problems.append(
             f"--output_datasets={','.join(labelled)}: a job cannot write to a label; give no more than a name."
         )
+    local = [data.local_folder for data in plan.datasets if not data.name and data.local_folder]
+    if local:
+        problems.append(f"--local_datasets={','.join(local)}: these folders are on this machine; add --azure_datasets.")
     mounted_without_data = [data.mountpoint for data in plan.datasets if data.mountpoint and not data.name]
     if mounted_without_data:
         problems.append(

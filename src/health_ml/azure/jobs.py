@@ -14,15 +14,19 @@ from health_ml.errors import RunNotFoundError
 
 if TYPE_CHECKING:
     from azure.ai.ml import MLClient
-    from azure.ai.ml.entities import CommandJob, Job, SweepJob
+    from azure.ai.ml.entities import Command, Job
+    from azure.ai.ml.sweep import SweepJob
 
     from health_ml.azure.job_datasets import ResolvedInput
 
 
 def new_job_name(model_name: str) -> str:
-    """Returns a name for a job that no other has. It is the run id, and says when and what."""
-    now = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%SZ")
-    return f"{model_name}_{now}_{secrets.token_hex(4)}"
+    """Returns a name for a job that no other has. It is the run id, and says when and what.
+
+    In small letters, because the SDK turns the name of a job into these, but not that of a sweep job.
+    """
+    now = datetime.now(timezone.utc).strftime("%Y%m%dt%H%M%Sz")
+    return f"{model_name.lower()}_{now}_{secrets.token_hex(4)}"
 
 
 def submit_body(
@@ -37,13 +41,14 @@ def submit_body(
     return complete
 
 
-def create_job(client: MLClient, name: str, body: Mapping[str, Any]) -> None:
-    """Creates a job from its complete body. Repeating it with the same name does no harm.
+def create_job(client: MLClient, name: str, body: Mapping[str, Any]) -> Job:
+    """Returns the job after creating it from its complete body. Repeating it with the same name does no harm.
 
     :raises azure.core.exceptions.AzureError: If the service refuses it.
     """
     job = _sweep(name, body) if body["jobType"] == "Sweep" else _command(name, body)
-    client.jobs.create_or_update(job)
+    created: Job = client.jobs.create_or_update(job)
+    return created
 
 
 def get_job(client: MLClient, name: str) -> Job:
@@ -90,23 +95,27 @@ def wait_until(is_over: Callable[[], bool], timeout_seconds: float | None, *, po
 # --- from a body to what the SDK takes --------------------------------------------------------------------------------
 
 
-def _command(name: str, body: Mapping[str, Any]) -> CommandJob:
-    from azure.ai.ml.entities import CommandJob, CommandJobLimits
+def _command(name: str, body: Mapping[str, Any]) -> Command:
+    from azure.ai.ml import command
+    from azure.ai.ml.entities import CommandJobLimits
 
-    limits = body.get("limits")
-    return CommandJob(
-        name=name,
-        services={name: _service(service) for name, service in body.get("services", {}).items()} or None,
-        limits=CommandJobLimits(timeout=seconds_of(limits["timeout"])) if limits else None,
-        **_common(body),
-        **_program(body),
-        **_where(body),
-    )
+    # The SDK submits no CommandJob, only what this function makes.
+    program, where = _program(body), _where(body)
+    resources, queue = program.pop("resources"), where.pop("queue_settings", None)
+    services = {name: _service(service) for name, service in body.get("services", {}).items()}
+    job = command(services=services or None, **_common(body), **program, **where)
+    job.name = name
+    job.resources = resources
+    if queue is not None:
+        job.queue_settings = queue
+    if "limits" in body:
+        job.limits = CommandJobLimits(timeout=seconds_of(body["limits"]["timeout"]))
+    return job
 
 
 def _sweep(name: str, body: Mapping[str, Any]) -> SweepJob:
-    from azure.ai.ml.entities import CommandJob, SweepJob
-    from azure.ai.ml.sweep import Objective, SweepJobLimits
+    from azure.ai.ml.entities import CommandJob
+    from azure.ai.ml.sweep import Objective, SweepJob, SweepJobLimits
 
     limits = body["limits"]
     durations = {"timeout": "timeout", "trialTimeout": "trial_timeout"}
@@ -129,7 +138,8 @@ def _sweep(name: str, body: Mapping[str, Any]) -> SweepJob:
 
 
 def _common(body: Mapping[str, Any]) -> dict[str, Any]:
-    from azure.ai.ml import Input, Output, UserIdentityConfiguration
+    from azure.ai.ml import Input, Output
+    from azure.ai.ml.entities import UserIdentityConfiguration
 
     input_modes = {"ReadOnlyMount": "ro_mount", "Download": "download"}
     output_modes = {"ReadWriteMount": "rw_mount", "Upload": "upload"}

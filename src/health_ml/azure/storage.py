@@ -154,11 +154,14 @@ def open_container(client: MLClient, datastore: str) -> Container:
             "Copy the data to a datastore in blob storage, or give a folder on this machine as --local_datasets.",
         )
     address = f"https://{store.account_name}.blob.{store.endpoint}/{getattr(store, _KINDS[kind])}"
-    return Container(address, lambda: _permission(client, str(store.name), address))
+    return Container(address, lambda: permission_for(client, str(store.name), address))
 
 
-def _permission(client: MLClient, datastore: str, address: str) -> Permission:
-    """Returns what allows requests: what the datastore hands out, else the user's own identity."""
+def permission_for(client: MLClient, datastore: str, address: str) -> Permission:
+    """Returns what allows requests: what the datastore hands out, else the user's own identity.
+
+    :param address: Address of a container in the datastore's account.
+    """
     from azure.core.exceptions import HttpResponseError
 
     try:

@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 
-from health_ml.azure.auth import ARM_SCOPE, INTERACTIVE, AuthMethod, get_credential
+from health_ml.azure.auth import ARM_SCOPE, INTERACTIVE, get_credential
 from health_ml.azure.client import find_workspace
 from health_ml.azure.history import workspace_tracking_uri
 from health_ml.errors import AuthenticationError
+from health_ml.planning.sign_in import AuthMethod
 from health_ml.settings import ENV_AUTH
 
 logger = logging.getLogger(__name__)

@@ -98,6 +98,8 @@ class Backend(ABC):
     name: ClassVar[str]
     job_flags: ClassVar[frozenset[str]]
     """The flags about jobs that have an effect here; the others are refused."""
+    idle_flags: ClassVar[frozenset[str]] = frozenset()
+    """Further flags that have no effect here."""
     is_on_this_machine: ClassVar[bool] = False
     """True if jobs read the files of this machine, so that datasets and checkpoints are folders and files here."""
     needs_software: ClassVar[bool] = False

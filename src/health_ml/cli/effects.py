@@ -81,7 +81,7 @@ def check_combination(
         *_evaluation_problems(config, container),
         *_training_problems(config, container, in_effect),
         *_job_problems(config, container, in_effect, backend, environment=environment),
-        *_place_problems(config, backend, environment=environment),
+        *_place_problems(config, container, backend, environment=environment),
         *_regression_test_problems(container, in_effect),
         *_logging_problems(container, in_effect, backend, environment=environment),
         *clashes(container.trainer_argument_overrides, typed),
@@ -147,7 +147,7 @@ def _job_problems(
         if idle:
             yield f"{_flags(idle)} no effect on this machine, only in a job that --cluster submits."
         return
-    idle = sorted(JOB_FLAGS.intersection(typed) - backend.job_flags)
+    idle = sorted((JOB_FLAGS - backend.job_flags | backend.idle_flags).intersection(typed))
     if idle:
         yield f"{_flags(idle)} no effect with --cluster={config.cluster}: leave out."
 
@@ -161,9 +161,20 @@ def _uses_workspace(container: LightningContainer) -> bool:
 
 
 def _place_problems(
-    config: ExperimentConfig, backend: type[Backend] | None, *, environment: RunEnvironment
+    config: ExperimentConfig,
+    container: LightningContainer,
+    backend: type[Backend] | None,
+    *,
+    environment: RunEnvironment,
 ) -> Iterable[str]:
     is_here = not environment.is_in_azureml and (backend is None or backend.is_on_this_machine)
+    is_elsewhere = backend is not None and not is_here and not environment.is_in_azureml
+    checkpoint = container.src_checkpoint
+    if is_elsewhere and checkpoint is not None and checkpoint.is_local_file:
+        yield (
+            f"--src_checkpoint={checkpoint} is a file of this machine, which a job there cannot read: give the id of "
+            "the run that wrote it, or a URL."
+        )
     is_distributed = environment.world_size > 1 or environment.main_address is not None
     if is_here and backend is None and config.num_nodes > 1 and not is_distributed:
         yield (

@@ -12,13 +12,13 @@ from health_ml.backends.base import Backend, BackendContext, Request, RunHandle
 from health_ml.backends.registry import load_backend, parse_cluster
 from health_ml.cli.job_needs import named_software, read_compute, read_software
 from health_ml.cli.parse import ParsedCommand
-from health_ml.cli.planner import plan_job, travelling_state
+from health_ml.cli.planner import plan_job, travelling_state, travels_with
 from health_ml.environment import Place, process_environment
 from health_ml.errors import PlanError, SnapshotError
 from health_ml.planning.plan import JobPlan
 from health_ml.planning.provenance import GitState, read_git_state
 from health_ml.planning.secret_files import check_secret_files
-from health_ml.planning.snapshot import hash_cache_folder, take_snapshot, user_cache_folder
+from health_ml.planning.snapshot import Snapshot, hash_cache_folder, take_snapshot, user_cache_folder
 
 if TYPE_CHECKING:
     from health_ml.cli.rerun import Repetition
@@ -128,6 +128,22 @@ def check_clean(state: GitState | None, folder: Path) -> None:
         )
 
 
+def check_travelling(regression_test_folder: Path | None, snapshot: Snapshot, folder: Path) -> None:
+    """Raises an error unless the expected results are among the files that travel.
+
+    :raises SnapshotError: If they are elsewhere, or left out.
+    """
+    path = regression_test_folder
+    if path is None:
+        return
+    absolute = folder / path
+    if not absolute.is_relative_to(folder) or not travels_with(snapshot)(absolute.relative_to(folder)):
+        raise SnapshotError(
+            f"--regression_test_folder={path} does not travel with the job.",
+            f"Put it below {folder}; --list_snapshot shows what travels, and which rule leaves it out.",
+        )
+
+
 def submitted_text(handle: RunHandle, backend: Backend, *, output_to: Path | None) -> str:
     """Returns what the user has to know about a job that was just submitted."""
     store = f" --output_to={shlex.quote(str(output_to))}" if output_to else ""
@@ -187,6 +203,8 @@ def _plan_with_snapshot(
         extra_patterns=own_folders(folder, parsed.container.output_to, user_cache_folder(environ)),
     )
     check_secret_files(folder, snapshot.files, allowed=config.allow_secret_files)
+    if not backend.is_on_this_machine:
+        check_travelling(parsed.container.regression_test_folder, snapshot, folder)
     if git_state is not None:
         git_state = travelling_state(git_state, snapshot, folder)
     plan = plan_job(

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from tests.helpers.http_server import serving
 
-from health_ml.azure.auth import AuthMethod, CachingCredential, get_credential
+from health_ml.azure.auth import CachingCredential, get_credential
 from health_ml.errors import AuthenticationError
+from health_ml.planning.sign_in import AuthMethod
 
 NOWHERE = "http://127.0.0.1:1"
 SCOPE = "https://management.azure.com/.default"
