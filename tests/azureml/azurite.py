@@ -104,7 +104,12 @@ class Azurite:
         command = ["node", str(MAIN), "--blobHost", "127.0.0.1", "--blobPort", "0", "--inMemoryPersistence",
                    "--disableTelemetry", "--oauth", "basic",
                    "--cert", str(self._certificates.chain), "--key", str(self._certificates.key)]  # fmt: skip
-        variables = {**os.environ, "AZURITE_ACCOUNTS": f"{self.account}:{self.key}"}
+        variables = {
+            **os.environ,
+            "AZURITE_ACCOUNTS": f"{self.account}:{self.key}",
+            # To copy a blob, Azurite asks itself for it.
+            "NODE_EXTRA_CA_CERTS": str(self.authority),
+        }
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 command, cwd=self._folder, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=variables

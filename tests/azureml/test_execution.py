@@ -115,6 +115,23 @@ def test_the_log_of_a_running_job_is_streamed(
     assert client.jobs.get(name).status == "Completed"
 
 
+@pytest.mark.parametrize(("secrets", "error"), [("Sas", "Incorrect padding"), ("None", "not 'EnvironmentCredential'")])
+def test_the_sdk_cannot_stream_what_the_service_answers(
+    azureml: AzureML, client: Any, script: Script, secrets: str, error: str
+) -> None:
+    """A mistake of the SDK: it takes a signature for the key of the account. Nothing here may hide that."""
+    azureml.cloud.secrets = secrets
+    name = client.jobs.create_or_update(script("import time\nprint('ready', flush=True)\ntime.sleep(2)")).name
+
+    def stream() -> None:
+        with azureml.executing():
+            azureml.wait_for_log(azureml.state.jobs[name], "ready")
+            client.jobs.stream(name)
+
+    with pytest.raises((ValueError, TypeError), match=error):
+        stream()
+
+
 def test_a_running_job_is_cancelled(azureml: AzureML, client: Any, script: Script) -> None:
     text = "import signal, time\nsignal.signal(signal.SIGTERM, lambda *_: print('got it', flush=True) or exit(3))\n"
     name = client.jobs.create_or_update(script(text + "print('ready', flush=True)\ntime.sleep(60)")).name
