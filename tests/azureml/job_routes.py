@@ -163,7 +163,7 @@ def job_resource(cloud: Cloud, job: Job, *, is_new: bool = False) -> dict[str, A
         "displayName": job.body.get("displayName") or job.name,
         "experimentName": job.experiment,
         "status": status,
-        "services": _services(cloud, job),
+        "services": {**(job.body.get("services") or {}), **_services(cloud, job)},
         "inputs": {name: {"description": None, **entry} for name, entry in (job.body.get("inputs") or {}).items()},
         "outputs": _outputs(job),
         "resources": {**NO_RESOURCES, **(job.body.get("resources") or {})},

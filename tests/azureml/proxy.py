@@ -7,6 +7,7 @@ import fnmatch
 import socket
 from collections.abc import Callable
 from typing import cast
+from urllib.parse import urlsplit
 
 REFUSAL = b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 ACCEPTANCE = b"HTTP/1.1 200 Connection established\r\n\r\n"
@@ -53,6 +54,11 @@ def _acknowledge(transport: asyncio.Transport | None) -> None:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
 
 
+def _host_and_port(address: str) -> str:
+    parts = urlsplit(address)
+    return f"{parts.hostname}:{parts.port or 80}"
+
+
 class _ClientSide(_Pump):
     """The connection of a client: first the CONNECT request, then the tunnel."""
 
@@ -81,12 +87,11 @@ class _ClientSide(_Pump):
             self._answer(self.head.split(b"\r\n", 1)[0].decode("latin1"))
 
     def _answer(self, line: str) -> None:
-        method, _, target = line.partition(" ")
-        target = target.partition(" ")[0]
+        method, target = (*line.split(" "), "", "")[:2]
         self.host = target.rpartition(":")[0].lower()
         port = self.proxy.port_for(self.host) if method == "CONNECT" else None
         if port is None:
-            self.proxy.refused.append(target if method == "CONNECT" else line)
+            self.proxy.refused.append(target if method == "CONNECT" else _host_and_port(target))
             if self.transport is not None:
                 self.transport.write(REFUSAL)
                 self.transport.close()
