@@ -4,8 +4,14 @@ from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
+from typing import Any
 
 import param
+
+from health_ml.errors import PlanError
+from health_ml.param_types import CustomTypeParam
+from health_ml.planning.early_termination import EarlyTerminationPolicy, Goal, policy_from_text, policy_from_value
+from health_ml.planning.search_space import Sampling
 
 
 class RunnerMode(Enum):
@@ -33,12 +39,109 @@ class DebugDDPOptions(Enum):
     DETAIL = "DETAIL"
 
 
-class ExperimentConfig(param.Parameterized):
+class EarlyTerminationParam(CustomTypeParam):
+    """A policy that stops trials early: its name, with settings in parentheses."""
+
+    def _validate(self, val: Any) -> None:
+        if val is not None and not isinstance(val, EarlyTerminationPolicy):
+            policy_from_value(val)
+
+    def from_string(self, x: str) -> EarlyTerminationPolicy | None:
+        """Returns the policy that the text describes."""
+        try:
+            return policy_from_text(x)
+        except PlanError as error:
+            raise ValueError(str(error)) from error
+
+
+JOB_FLAGS = frozenset(
+    {
+        "wait_for_completion",
+        "docker_shm_size",
+        "conda_env",
+        "mount_in_azureml",
+        "identity_based_auth",
+        "max_run_duration",
+        "strictly_aml_v1",
+        "workspace_config_path",
+        "datastore",
+        "dataset_mountpoints",
+    }
+)
+"""Flags that describe a job, and mean nothing for a run in this process. Each back end says which it heeds."""
+
+
+class SnapshotParams(param.Parameterized):
+    """What travels with a job."""
+
+    max_snapshot_mb = param.Number(
+        default=None,
+        bounds=(0, None),
+        inclusive_bounds=(False, True),
+        allow_None=True,
+        doc="Refuse to submit a job if the files that travel with it have more megabytes than this.",
+    )
+    allow_secret_files = param.List(
+        default=[],
+        item_type=str,
+        doc="Files that may travel although they look like secrets, as patterns like those in .gitignore.",
+    )
+    require_clean = param.Boolean(
+        default=False, doc="Refuse to run unless everything in the git repository is committed."
+    )
+
+
+class FanOutParams(param.Parameterized):
+    """Several runs at once."""
+
+    sweep = param.String(
+        default="",
+        doc="Parameters to vary: 'l_rate=1e-4,1e-3 random_seed=0..4', or 'l_rate=loguniform(1e-5,1e-1)' with "
+        "--sampling=random.",
+    )
+    fan_out = param.Dict(
+        default={},
+        doc="A search as a block in a config file: 'parameters' and the settings 'sampling', 'max_trials', "
+        "'primary_metric', 'goal', 'early_termination', 'timeout', 'trial_timeout' and so on.",
+    )
+    sampling = param.ClassSelector(
+        class_=Sampling, default=None, allow_None=True, doc="How a search chooses values. Default: grid."
+    )
+    sampling_seed = param.Integer(
+        default=None, bounds=(0, None), allow_None=True, doc="Seed of a random or Bayesian search. Default: 0."
+    )
+    max_trials = param.Integer(
+        default=None, bounds=(1, None), allow_None=True, doc="Largest number of trials of a search."
+    )
+    max_concurrent_trials = param.Integer(
+        default=None,
+        bounds=(1, None),
+        allow_None=True,
+        doc="Largest number of trials at the same time. Default: one per GPU, without GPUs one per core and at most 8.",
+    )
+    primary_metric = param.String(default="", doc="The metric that a search optimises, like 'val/loss'.")
+    goal = param.ClassSelector(
+        class_=Goal,
+        default=None,
+        allow_None=True,
+        doc="Whether less or more of the primary metric is better. Default: minimize.",
+    )
+    early_termination = EarlyTerminationParam(
+        default=None,
+        allow_None=True,
+        doc="When a trial is stopped before its end: 'median_stopping', 'bandit(slack_factor=0.1)' or "
+        "'truncation_selection(truncation_percentage=20)', each also with evaluation_interval and delay_evaluation.",
+    )
+    fail_fast = param.Boolean(default=False, doc="End all trials of a search when one of them fails.")
+
+
+class ExperimentConfig(SnapshotParams, FanOutParams):
     """Where and how to run: these flags work with every model."""
 
     cluster = param.String(
         default="",
-        doc="Name of the AzureML compute cluster to run on. Empty: run on this machine.",
+        doc="Where to run: 'local' for a job on this machine, the name of an AzureML compute cluster, or a back end "
+        "and a cluster, like 'azureml:gpu'. Empty: run in this process.",
     )
     num_nodes = param.Integer(default=1, bounds=(1, None), doc="Number of machines that one training uses together.")
     model = param.String(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -85,20 +86,68 @@ def _run(arguments: list[str], on_result: Callable[[RunResult], None] | None) ->
         from health_ml.cli.sync_run import sync_run
 
         return _print(sync_run(command, start_directory=start_directory))
-    result = _run_experiment(arguments, command, environment=environment, start_directory=start_directory)
-    if result is None:
-        return 0
-    if on_result is not None:
-        on_result(result)
-    return result.exit_code
+    if command.attach or command.status or command.cancel or command.list_snapshot:
+        return _without_experiment(command, environment=environment, start_directory=start_directory)
+    if command.rerun:
+        return _rerun(command, environment=environment, start_directory=start_directory, on_result=on_result)
+    return _run_experiment(
+        arguments, command, environment=environment, start_directory=start_directory, on_result=on_result
+    )
+
+
+def _without_experiment(command: CommandLine, *, environment: RunEnvironment, start_directory: Path) -> int:
+    """Does what needs no model, and returns the exit code."""
+    from health_ml.cli.submit import Place
+
+    place = Place.of(environment, start_directory)
+    if command.list_snapshot:
+        from health_ml.cli.list_snapshot import list_snapshot
+
+        return _print(list_snapshot(command, start_directory=start_directory))
+    from health_ml.cli import follow_run
+
+    if command.attach:
+        return follow_run.attach_to_run(command, place, write=_print)
+    if command.cancel:
+        return follow_run.cancel_run(command, place, write=_print)
+    return follow_run.show_status(command, place, write=_print)
+
+
+def _rerun(
+    command: CommandLine,
+    *,
+    environment: RunEnvironment,
+    start_directory: Path,
+    on_result: Callable[[RunResult], None] | None,
+) -> int:
+    """Repeats a run from its record: a job as a job, any other run in this process."""
+    from health_ml.cli.command_line import read_command_line
+    from health_ml.cli.rerun import read_repetition
+    from health_ml.cli.submit import Place, resubmit_job
+
+    place = Place.of(environment, start_directory)
+    repetition = read_repetition(command, place)
+    if repetition.is_job:
+        return resubmit_job(repetition, place, only_plans=command.only_plans, write=_print)
+    arguments = list(repetition.plan.argv)
+    again = replace(read_command_line(arguments), is_dry_run=command.is_dry_run, print_plan=command.print_plan)
+    return _run_experiment(
+        arguments, again, environment=environment, start_directory=start_directory, on_result=on_result
+    )
 
 
 def _run_experiment(
-    arguments: list[str], command: CommandLine, *, environment: RunEnvironment, start_directory: Path
-) -> RunResult | None:
+    arguments: list[str],
+    command: CommandLine,
+    *,
+    environment: RunEnvironment,
+    start_directory: Path,
+    on_result: Callable[[RunResult], None] | None,
+) -> int:
     from health_ml.cli.console import configure_logging, render_summary
     from health_ml.cli.draft import read_experiment
     from health_ml.cli.parse import complete
+    from health_ml.cli.submit import Place
 
     draft = read_experiment(command, start_directory=start_directory)
     # Before the model is imported, because Lightning brings its own handler where there is none.
@@ -106,38 +155,46 @@ def _run_experiment(
     if command.is_print_config:
         from health_ml.cli.show_config import render_config
 
-        _print(render_config(complete(draft, arguments, environment=environment)))
-        return None
-    with _waiting_mirror(draft, environment, start_directory) as mirror:
+        return _print(render_config(complete(draft, arguments, environment=environment)))
+    place = Place.of(environment, start_directory)
+    is_job = bool(draft.config.cluster) and not environment.is_in_azureml
+    is_here = not (command.only_plans or is_job or draft.asks_for_several)
+    with _waiting_mirror(draft, environment, place.project_root) if is_here else nullcontext() as mirror:
         parsed = complete(draft, arguments, environment=environment)
         configure_logging(parsed.experiment_config.log_level, environment.local_rank)
+        if command.only_plans or is_job or parsed.search_space is not None:
+            from health_ml.cli.launch import launch
+
+            return launch(parsed, command, place, write=_print)
         from health_ml.backends.in_process import run_in_process
+        from health_ml.cli.submit import plan_for_record
 
         result = run_in_process(
             parsed.experiment_config,
             parsed.container,
             environment=environment,
-            project_root=environment.project_root or start_directory,
+            project_root=place.project_root,
             argv=parsed.argv,
             sources=parsed.sources,
             waiting_mirror=mirror,
+            plan=plan_for_record(parsed, place),
         )
     if environment.is_global_rank_zero:
         _print(render_summary(result))
-    return result
+    if on_result is not None:
+        on_result(result)
+    return result.exit_code
 
 
 @contextmanager
-def _waiting_mirror(draft: Draft, environment: RunEnvironment, start_directory: Path) -> Iterator[WaitingMirror | None]:
+def _waiting_mirror(draft: Draft, environment: RunEnvironment, project_root: Path) -> Iterator[WaitingMirror | None]:
     """Starts the process of the mirror, which loads MLflow while the model is imported, if it will be needed."""
     from health_ml.records.tracking import NO_TRACKING, resolve_tracking_uri
 
     if not draft.config.model or draft.problems:  # there will be no run
         yield None
         return
-    uri = resolve_tracking_uri(
-        draft.config.tracking_uri, environ=os.environ, project_root=environment.project_root or start_directory
-    )
+    uri = resolve_tracking_uri(draft.config.tracking_uri, environ=os.environ, project_root=project_root)
     if uri == NO_TRACKING or not environment.is_global_rank_zero:
         yield None
         return

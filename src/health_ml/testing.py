@@ -8,13 +8,18 @@
         run = invoke(["--model=moons.Moons", "--max_epochs=5"], folder=tmp_path)
         assert run.exit_code == 0, run.stderr
         assert run.metrics["test/accuracy"] > 0.9
+
+    def test_the_right_job_is_submitted(tmp_path):
+        with memory_backend() as backend:
+            assert invoke(["--model=moons.Moons", "--cluster=memory"], folder=tmp_path).exit_code == 0
+        assert backend.runs[0].request.plan.argv == ("--model=moons.Moons",)
 """
 
 from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +30,8 @@ from health_ml import runner
 from health_ml.environment import environment_variables, working_directory
 
 if TYPE_CHECKING:
+    from health_ml.backends.base import BackendContext
+    from health_ml.backends.memory import MemoryBackend, MemoryRunHandle
     from health_ml.records.reader import RecordView
     from health_ml.training.result import RunResult
 
@@ -100,6 +107,28 @@ def invoke(
     ):
         exit_code = runner.main(argv, on_result=results.append)
     return Invocation(exit_code, stdout.getvalue(), stderr.getvalue(), results[0] if results else None)
+
+
+@contextmanager
+def memory_backend(on_submit: Callable[[MemoryRunHandle], None] | None = None) -> Iterator[MemoryBackend]:
+    """Makes ``--cluster=memory`` submit to a back end that runs nothing, and gives that back end.
+
+    What was submitted is in its ``runs``: the plan, the request, and what the test says happens in each run.
+
+    :param on_submit: Called with every new run, for example to end it at once.
+    """
+    from health_ml.backends.memory import MemoryBackend
+    from health_ml.backends.registry import registered_backend
+
+    backend = MemoryBackend(on_submit)
+
+    class Shared(MemoryBackend):
+        @classmethod
+        def create(cls, context: BackendContext) -> MemoryBackend:
+            return backend
+
+    with registered_backend(MemoryBackend.name, Shared):
+        yield backend
 
 
 @contextmanager

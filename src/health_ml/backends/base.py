@@ -13,7 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+from health_ml.experiment_config import ExperimentConfig
 from health_ml.planning.plan import JobPlan
+from health_ml.planning.provenance import GitState
 from health_ml.records.record import RunStatus
 
 
@@ -44,12 +46,16 @@ class RunHandle(ABC):
     def __init__(self, run_id: str) -> None:
         self.run_id = run_id
 
+    def facts(self) -> dict[str, str]:
+        """Returns what a user wants to know about where the run is, by a word for each: folder, page and so on."""
+        return {}
+
     @abstractmethod
     def status(self) -> RunStatus:
         """Returns how the run stands now."""
 
     @abstractmethod
-    def stream(self, write: Callable[[str], None]) -> None:
+    def stream(self, write: Callable[[str], object]) -> None:
         """Hands every line of the run's logs to ``write``, from the beginning, until the run has ended."""
 
     @abstractmethod
@@ -65,10 +71,38 @@ class RunHandle(ABC):
         """Returns the files of the run that match a glob pattern, copied below the target folder."""
 
 
+@dataclass(frozen=True)
+class BackendContext:
+    """What a back end is made for.
+
+    :param target: The cluster, partition or queue that ``--cluster`` names, or "".
+    :param project_root: Folder of the user's project.
+    :param output_to: Folder of the runs, the value of ``--output_to``.
+    :param config: Where and how to run.
+    """
+
+    target: str
+    project_root: Path
+    output_to: Path | None = None
+    config: ExperimentConfig = field(default_factory=ExperimentConfig)
+
+
 class Backend(ABC):
     """A place where plans run."""
 
     name: ClassVar[str]
+    job_flags: ClassVar[frozenset[str]]
+    """The flags about jobs that have an effect here; the others are refused."""
+    is_on_this_machine: ClassVar[bool] = False
+    """True if jobs read the files of this machine, so that datasets and checkpoints are folders and files here."""
+
+    @classmethod
+    @abstractmethod
+    def create(cls, context: BackendContext) -> Backend:
+        """Returns the back end for what the user asked for.
+
+        :raises HimlError: If there is no such cluster, or no access to it.
+        """
 
     @abstractmethod
     def render(self, plan: JobPlan) -> Request:
@@ -78,9 +112,10 @@ class Backend(ABC):
         """
 
     @abstractmethod
-    def submit(self, request: Request) -> RunHandle:
+    def submit(self, request: Request, *, git_state: GitState | None = None) -> RunHandle:
         """Returns a handle of the run after starting it.
 
+        :param git_state: State of the code that travels, for the record of the run.
         :raises BackendError: If it was refused; nothing is left behind then.
         """
 

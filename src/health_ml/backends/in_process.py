@@ -19,11 +19,13 @@ from health_ml.environment import RunEnvironment, environment_variables, process
 from health_ml.errors import ContainerError, HimlError
 from health_ml.experiment_config import DebugDDPOptions, ExperimentConfig, RunnerMode
 from health_ml.lightning_container import LightningContainer
+from health_ml.planning.plan import JobPlan
 from health_ml.planning.secrets import mask_arguments
 from health_ml.records.record import RunRecord, RunStatus
 from health_ml.settings import (
     ENV_EXPERIMENT_NAME,
     ENV_TORCH_DISTRIBUTED_DEBUG,
+    RECORD_PLAN_DOCUMENT,
 )
 from health_ml.training.distributed import child_environment
 from health_ml.training.effective import check_effective
@@ -50,6 +52,7 @@ def run_in_process(
     argv: Sequence[str],
     sources: Mapping[str, str],
     waiting_mirror: WaitingMirror | None = None,
+    plan: JobPlan | None = None,
 ) -> RunResult:
     """Runs the experiment that the container describes, and returns how it ended.
 
@@ -58,6 +61,7 @@ def run_in_process(
     :param argv: The command line, for the record and for the other processes of a distributed training.
     :param sources: Where the value of each parameter comes from, for the record.
     :param waiting_mirror: A process that is ready to become the mirror of the record.
+    :param plan: What the record says about how to repeat the run, unless whoever started it has said that already.
     :raises HimlError: If something is wrong with the input, or with the user's code; the record says FAILED then.
     """
     project_root = project_root.absolute()
@@ -69,7 +73,7 @@ def run_in_process(
         container.model_name, environment=environment, project_root=project_root, output_to=container.output_to
     )
     container.set_run_paths(paths)
-    run = _Run(experiment_config, container, environment, project_root, argv, waiting_mirror)
+    run = _Run(experiment_config, container, environment, project_root, argv, waiting_mirror, plan)
     with restored_environment(), run.variables():
         if environment.is_global_rank_zero:
             return run.with_record(sources)
@@ -87,6 +91,7 @@ class _Run:
         project_root: Path,
         argv: Sequence[str],
         waiting_mirror: WaitingMirror | None,
+        plan: JobPlan | None,
     ) -> None:
         self.config = experiment_config
         self.container = container
@@ -94,6 +99,7 @@ class _Run:
         self.project_root = project_root
         self.argv = argv
         self.waiting_mirror = waiting_mirror
+        self.plan = plan
         self.paths: RunPaths = container.run_paths
 
     @property
@@ -270,7 +276,11 @@ class _RecordedRun:
     def _open(self, sources: Mapping[str, str]) -> None:
         run, record = self._run, self._record
         self._document = RunDocument(record, run.facts())
-        self._provenance = ProvenanceThread(record, self._document, run.start_directory).start()
+        # A job runs from a copy of the code, whose state was recorded when it was submitted.
+        code = run.start_directory if run.environment.project_root is None else None
+        self._provenance = ProvenanceThread(record, self._document, code).start()
+        if run.plan is not None and not (record.folder / f"{RECORD_PLAN_DOCUMENT}.json").exists():
+            record.write_document(RECORD_PLAN_DOCUMENT, run.plan.to_json())
         self._mirror = run.start_mirror(record)
         write_config(record, run.config, run.container, sources=sources, tags=run.tags())
 

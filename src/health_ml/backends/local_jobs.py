@@ -18,14 +18,16 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import ClassVar
 
-from health_ml.backends.base import Backend, Request, RunHandle
+from health_ml.backends.base import Backend, BackendContext, Request, RunHandle
 from health_ml.backends.local_layout import LocalJob, LocalJobFolder
 from health_ml.backends.local_logs import LogFollower
 from health_ml.backends.local_supervisor import GRACE_SECONDS, signal_group
+from health_ml.backends.run_facts import write_git_state
 from health_ml.backends.run_folder import make_unique_folder
 from health_ml.environment import process_environment
-from health_ml.errors import BackendError, OutputError
+from health_ml.errors import BackendError, OutputError, PlanError
 from health_ml.planning.plan import JobPlan
+from health_ml.planning.provenance import GitState
 from health_ml.planning.run_store import find_run_folder
 from health_ml.planning.snapshot import snapshot_store_folder
 from health_ml.planning.snapshot_store import SnapshotStore
@@ -53,6 +55,10 @@ class LocalRunHandle(RunHandle):
         """Folder of the run."""
         return self.folder.run_folder
 
+    def facts(self) -> dict[str, str]:
+        """Returns the folder of the run."""
+        return {"folder": str(self.run_folder)}
+
     def status(self) -> RunStatus:
         """Returns how the run stands; a job whose supervisor was killed counts as KILLED."""
         recorded = read_record(self.run_folder / RECORD_FOLDER).status.status
@@ -65,7 +71,7 @@ class LocalRunHandle(RunHandle):
         # The nodes have ended, but the supervisor has yet to say how.
         return recorded if not recorded.is_final else RunStatus.RUNNING
 
-    def stream(self, write: Callable[[str], None]) -> None:
+    def stream(self, write: Callable[[str], object]) -> None:
         """Hands every line of all nodes' logs to ``write``, prefixed with the node where there are several."""
         follower = LogFollower(self.folder, self.folder.read_job().num_nodes)
         while not self.status().is_final:
@@ -144,6 +150,8 @@ class LocalBackend(Backend):
     """
 
     name: ClassVar[str] = "local"
+    job_flags: ClassVar[frozenset[str]] = frozenset({"wait_for_completion", "max_run_duration"})
+    is_on_this_machine: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -156,6 +164,19 @@ class LocalBackend(Backend):
         self._output_to = output_to
         self._place_code = place_code or place_snapshot
 
+    @classmethod
+    def create(cls, context: BackendContext) -> LocalBackend:
+        """Returns the back end for the project of the user.
+
+        :raises PlanError: If a cluster was named: there is only this machine.
+        """
+        if context.target:
+            raise PlanError(
+                f"--cluster=local:{context.target}: the back end 'local' is this machine and has no clusters.",
+                "Use --cluster=local.",
+            )
+        return cls(context.project_root, output_to=context.output_to)
+
     def render(self, plan: JobPlan) -> Request:
         """Returns the command and the environment of every node."""
         body = {
@@ -167,14 +188,14 @@ class LocalBackend(Backend):
         }
         return Request(self.name, plan, body)
 
-    def submit(self, request: Request) -> LocalRunHandle:
+    def submit(self, request: Request, *, git_state: GitState | None = None) -> LocalRunHandle:
         """Returns a handle of the job, whose supervisor runs on its own from now on."""
         plan = request.plan
         parent = self._output_to or self._project_root / OUTPUTS_FOLDER
         run_folder = make_unique_folder(parent, plan.model_name, now=datetime.now(timezone.utc))
         folder = LocalJobFolder(run_folder)
         try:
-            self._prepare(folder, plan)
+            self._prepare(folder, plan, git_state)
             self._start_supervisor(folder)
         except BaseException:
             # A submission that fails half-way leaves nothing and can simply be repeated.
@@ -193,7 +214,7 @@ class LocalBackend(Backend):
         handle.folder.read_job()
         return handle
 
-    def _prepare(self, folder: LocalJobFolder, plan: JobPlan) -> None:
+    def _prepare(self, folder: LocalJobFolder, plan: JobPlan, git_state: GitState | None) -> None:
         job = LocalJob(
             run_id=folder.run_folder.name,
             command=(sys.executable, "-m", "health_ml.runner", *plan.argv),
@@ -212,6 +233,8 @@ class LocalBackend(Backend):
         record = RunRecord.create(folder.run_folder / RECORD_FOLDER, run_id=job.run_id)
         record.set_status(RunStatus.QUEUED)
         record.write_document(RECORD_PLAN_DOCUMENT, plan.to_json())
+        if git_state is not None:
+            write_git_state(record, git_state)
         record.close()
 
     @staticmethod

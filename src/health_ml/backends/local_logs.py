@@ -21,18 +21,18 @@ class LogFollower:
         self._positions = [0] * num_nodes
         self._rests = [b""] * num_nodes
 
-    def forward(self, write: Callable[[str], None]) -> bool:
+    def forward(self, write: Callable[[str], object]) -> bool:
         """Returns True if there were new lines; each is handed to ``write`` without its line end."""
         return any([self._forward_node(node, write) for node in range(len(self._paths))])
 
-    def flush(self, write: Callable[[str], None]) -> None:
+    def flush(self, write: Callable[[str], object]) -> None:
         """Hands over last lines that have no line end."""
         for node, rest in enumerate(self._rests):
             if rest:
                 self._write(node, rest, write)
         self._rests = [b""] * len(self._paths)
 
-    def _forward_node(self, node: int, write: Callable[[str], None]) -> bool:
+    def _forward_node(self, node: int, write: Callable[[str], object]) -> bool:
         has_new_lines = False
         try:
             file = self._paths[node].open("rb")
@@ -48,6 +48,6 @@ class LogFollower:
                     has_new_lines = True
         return has_new_lines
 
-    def _write(self, node: int, line: bytes, write: Callable[[str], None]) -> None:
+    def _write(self, node: int, line: bytes, write: Callable[[str], object]) -> None:
         text = line.decode("utf-8", errors="replace").rstrip("\r")
         write(f"[node {node}] {text}" if len(self._paths) > 1 else text)

@@ -7,9 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
 
-from health_ml.backends.base import Backend, Request, RunHandle
+from health_ml.backends.base import Backend, BackendContext, Request, RunHandle
 from health_ml.errors import RunNotFoundError, did_you_mean
+from health_ml.experiment_config import JOB_FLAGS
 from health_ml.planning.plan import JobPlan
+from health_ml.planning.provenance import GitState
 from health_ml.records.record import RunStatus
 
 
@@ -45,7 +47,7 @@ class MemoryRunHandle(RunHandle):
                 self._status = status
             self._changed.notify_all()
 
-    def stream(self, write: Callable[[str], None]) -> None:
+    def stream(self, write: Callable[[str], object]) -> None:
         """Hands every line to ``write``, until the test ends the run."""
         position = 0
         while True:
@@ -89,6 +91,12 @@ class MemoryBackend(Backend):
     """
 
     name: ClassVar[str] = "memory"
+    job_flags: ClassVar[frozenset[str]] = JOB_FLAGS
+
+    @classmethod
+    def create(cls, context: BackendContext) -> MemoryBackend:
+        """Returns a new back end. :func:`health_ml.testing.memory_backend` gives every command the same one."""
+        return cls()
 
     def __init__(self, on_submit: Callable[[MemoryRunHandle], None] | None = None) -> None:
         self.runs: list[MemoryRunHandle] = []
@@ -98,7 +106,7 @@ class MemoryBackend(Backend):
         """Returns the plan itself as the request."""
         return Request(self.name, plan, plan.to_json())
 
-    def submit(self, request: Request) -> MemoryRunHandle:
+    def submit(self, request: Request, *, git_state: GitState | None = None) -> MemoryRunHandle:
         """Returns a handle of a pretended run."""
         handle = MemoryRunHandle(f"memory_{len(self.runs)}", request)
         self.runs.append(handle)

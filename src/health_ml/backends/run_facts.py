@@ -148,10 +148,10 @@ class ProvenanceThread:
 
     :param record: Where to write it.
     :param document: Gets the GPUs.
-    :param folder: A folder in the user's git repository.
+    :param folder: A folder in the user's git repository; None if the state of the code was recorded before.
     """
 
-    def __init__(self, record: RunRecord, document: RunDocument, folder: Path) -> None:
+    def __init__(self, record: RunRecord, document: RunDocument, folder: Path | None) -> None:
         self._record = record
         self._document = document
         self._folder = folder
@@ -181,7 +181,7 @@ class ProvenanceThread:
                 logger.warning(f"The record lacks {what}: {error}")
 
     def _write_git(self) -> None:
-        state = read_git_state(self._folder)
+        state = read_git_state(self._folder) if self._folder is not None else None
         if state is not None:
             write_git_state(self._record, state)
 

@@ -11,7 +11,13 @@ from urllib.parse import urlsplit, urlunsplit
 
 from health_ml.environment import process_environment
 from health_ml.errors import ArgumentsError, CheckpointError
-from health_ml.settings import CHECKPOINT_FOLDER, CHECKPOINT_SUFFIX, ENV_START_DIRECTORY, LAST_CHECKPOINT
+from health_ml.settings import (
+    CHECKPOINT_FOLDER,
+    CHECKPOINT_SUFFIX,
+    ENV_PROJECT_ROOT,
+    ENV_START_DIRECTORY,
+    LAST_CHECKPOINT,
+)
 
 ACCEPTED_FORMS = (
     "Accepted are a file, an http(s) URL, a run id (its checkpoints/last.ckpt), 'run_id:file.ckpt' (below the run's "
@@ -105,7 +111,7 @@ class CheckpointParser:
         return resolve_checkpoint(
             self,
             start_directory=self.start_directory,
-            project_root=self.start_directory,
+            project_root=Path(process_environment().get(ENV_PROJECT_ROOT) or self.start_directory),
             download_folder=Path(download_folder),
         )
 

@@ -15,7 +15,7 @@ import param
 import yaml
 
 from health_ml.cli import arguments
-from health_ml.cli.describe import describe
+from health_ml.cli.describe import NONE_TEXT, describe
 from health_ml.cli.tokens import normalized
 from health_ml.errors import ArgumentsError
 
@@ -57,6 +57,12 @@ class FileEntry:
     def is_quoted(self) -> bool:
         """True if the value is a text in quotes."""
         return isinstance(self.node, yaml.ScalarNode) and self.node.style in ("'", '"')
+
+    def text_for(self, parameter: param.Parameter[Any]) -> str | None:
+        """Returns the text of a scalar, the word for no value, or None for a sequence or mapping."""
+        if _is_null(self.node):
+            return NONE_TEXT
+        return self.text
 
     def value_for(self, parameter: param.Parameter[Any], *, keeps_whole_numbers: bool) -> Any:
         """Returns the value as the parameter takes it."""

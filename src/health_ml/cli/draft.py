@@ -27,6 +27,7 @@ class Draft:
     :param pending: Values whose parameters are not known yet.
     :param sources: Where each value comes from, by name.
     :param presets: What the values of the user have replaced, by name.
+    :param givens: The values of the user as they were given, by name.
     :param problems: One sentence for each thing that is wrong, so that all of them can be reported at once.
     """
 
@@ -36,12 +37,14 @@ class Draft:
     sources: dict[str, str] = field(default_factory=dict)
     presets: dict[str, Any] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
+    givens: dict[str, Given] = field(default_factory=dict)
 
     def take(self, owner: param.Parameterized, parameters: Mapping[str, param.Parameter[Any]]) -> None:
         """Sets the pending values that belong to the parameters, and records where they come from."""
         assigned = assign(self.pending, parameters)
         self.pending = assigned.rest
         self.add_strays(assigned.strays)
+        self.givens.update(assigned.values)
         self.presets.update(values_of(owner, assigned.values))
         self.sources.update(apply(owner, assigned.values, start_directory=self.start_directory, problems=self.problems))
 
@@ -60,6 +63,12 @@ class Draft:
     def names_from_user(self) -> list[str]:
         """Returns the names of the values that the user gave."""
         return [name for name, source in self.sources.items() if source.startswith((SOURCE_COMMAND_LINE, SOURCE_FILE))]
+
+    @property
+    def asks_for_several(self) -> bool:
+        """True if a flag that stands for several trials was given; whether it means that, the model decides."""
+        names = {"different_seeds", "hyperdrive", "crossval_count"}
+        return bool(self.config.sweep or self.config.fan_out or names & {given.name for given in self.pending})
 
     def typed(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the values that the user typed: those of the command line, and what config files change.

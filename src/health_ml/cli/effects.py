@@ -14,24 +14,14 @@ from health_ml.cli.trainer_arguments import clashes
 from health_ml.deep_learning_config import OptimizerParams
 from health_ml.environment import RunEnvironment
 from health_ml.errors import PlanError
-from health_ml.experiment_config import ExperimentConfig, RunnerMode
+from health_ml.experiment_config import JOB_FLAGS, ExperimentConfig, RunnerMode
 
 if TYPE_CHECKING:
+    from health_ml.backends.base import Backend
     from health_ml.lightning_container import LightningContainer
 
-CLUSTER_FLAGS = (
-    "wait_for_completion",
-    "docker_shm_size",
-    "conda_env",
-    "mount_in_azureml",
-    "identity_based_auth",
-    "max_run_duration",
-    "strictly_aml_v1",
-    "workspace_config_path",
-    "datastore",
-    "dataset_mountpoints",
-)
-"""Flags that describe a job, and mean nothing for a run on this machine."""
+SNAPSHOT_FLAGS = ("max_snapshot_mb", "allow_secret_files")
+"""Flags about the files that travel with a job."""
 
 TRAINING_FLAGS = (
     "max_epochs",
@@ -75,65 +65,37 @@ def check_combination(
     typed: Mapping[str, Any],
     *,
     environment: RunEnvironment,
+    backend: type[Backend] | None = None,
 ) -> list[str]:
     """Returns a sentence for each contradiction and each flag without effect.
 
     :param typed: The values that the user typed, by name; Trainer arguments as ``trainer.<argument>``.
+    :param backend: Where the job is to run, or None to run in this process.
     :raises PlanError: If what is asked for needs a back end that does not exist.
     """
     if not environment.is_in_azureml:
-        refuse_cluster(config, container)
-    refuse_fan_out(container)
+        refuse_logging_from_vm(container)
     in_effect = {name for name, value in typed.items() if value is not False}
     return [
         *_evaluation_problems(config, container),
         *_training_problems(config, container, in_effect),
-        *_here_problems(config, container, in_effect, environment=environment),
+        *_job_problems(config, in_effect, backend, environment=environment),
+        *_place_problems(config, container, backend, environment=environment),
         *_regression_test_problems(container, in_effect),
         *clashes(container.trainer_argument_overrides, typed),
     ]
 
 
-def refuse_cluster(config: ExperimentConfig, container: LightningContainer) -> None:
-    """Refuses what needs a back end other than this process.
+def refuse_logging_from_vm(container: LightningContainer) -> None:
+    """Refuses to log to an AzureML run from elsewhere.
 
-    :raises PlanError: If a cluster was asked for, or an AzureML run to log to.
+    :raises PlanError: If it was asked for.
     """
-    if config.cluster:
-        raise PlanError(
-            f"--cluster={config.cluster}: this version runs on this machine only.",
-            "Leave out --cluster to train here.",
-        )
     if container.log_from_vm:
         raise PlanError(
             "--log_from_vm: this version cannot log to an AzureML run from outside AzureML.",
             "Leave it out; --tracking_uri sends the record to an MLflow server.",
         )
-
-
-def refuse_fan_out(container: LightningContainer) -> None:
-    """Refuses what would start several runs.
-
-    :raises PlanError: If a cross-validation without index, several seeds or a hyperparameter search was asked for.
-    """
-    asked_for = []
-    if container.is_crossval_parent:
-        asked_for.append(f"--crossval_count={container.crossval_count} without --crossval_index")
-    if container.different_seeds > 0:
-        asked_for.append(f"--different_seeds={container.different_seeds}")
-    if container.hyperdrive:
-        asked_for.append("--hyperdrive")
-    if not asked_for:
-        return
-    if len(asked_for) > 1:
-        raise PlanError(
-            f"{' and '.join(asked_for)} cannot be combined: each of them starts several runs.", "Give one of them."
-        )
-    raise PlanError(
-        f"{asked_for[0]} stands for several runs, and this version starts one run at a time.",
-        "Give --crossval_index=0, 1, … for one fold of a cross-validation, --random_seed for one seed, or the values "
-        "to try as flags.",
-    )
 
 
 def _evaluation_problems(config: ExperimentConfig, container: LightningContainer) -> Iterable[str]:
@@ -168,21 +130,36 @@ def _gpu_hint(idle: list[str]) -> str:
     return " The GPUs for inference are those of --max_num_gpus_inference." if "max_num_gpus" in idle else ""
 
 
-def _here_problems(
-    config: ExperimentConfig, container: LightningContainer, typed: set[str], *, environment: RunEnvironment
+def _job_problems(
+    config: ExperimentConfig, typed: set[str], backend: type[Backend] | None, *, environment: RunEnvironment
 ) -> Iterable[str]:
     if environment.is_in_azureml:
         return
-    idle = [name for name in CLUSTER_FLAGS if name in typed]
+    if backend is None:
+        idle = [name for name in (*sorted(JOB_FLAGS), *SNAPSHOT_FLAGS) if name in typed]
+        if idle:
+            yield f"{_flags(idle)} no effect on this machine, only in a job that --cluster submits."
+        return
+    idle = sorted(JOB_FLAGS.intersection(typed) - backend.job_flags)
     if idle:
-        yield f"{_flags(idle)} no effect on this machine, only in a job that --cluster submits."
+        yield f"{_flags(idle)} no effect with --cluster={config.cluster}: leave out."
+
+
+def _place_problems(
+    config: ExperimentConfig,
+    container: LightningContainer,
+    backend: type[Backend] | None,
+    *,
+    environment: RunEnvironment,
+) -> Iterable[str]:
+    is_here = not environment.is_in_azureml and (backend is None or backend.is_on_this_machine)
     is_distributed = environment.world_size > 1 or environment.main_address is not None
-    if config.num_nodes > 1 and not is_distributed:
+    if is_here and backend is None and config.num_nodes > 1 and not is_distributed:
         yield (
             f"--num_nodes={config.num_nodes} would wait for ever for other machines: nothing has started this process "
             "on them. Use it with --cluster, under torchrun or MPI, or leave it out."
         )
-    if container.azure_datasets and not container.local_datasets:
+    if is_here and container.azure_datasets and not container.local_datasets:
         yield (
             f"The datasets {', '.join(container.azure_datasets)} are in AzureML and cannot be read from here: give "
             "their folders on this machine as --local_datasets=FOLDER[,FOLDER]."

@@ -41,6 +41,10 @@ class Given(Protocol):
         """Returns a token that came after the flag and is not its value."""
 
     @abstractmethod
+    def text_for(self, parameter: param.Parameter[Any]) -> str | None:
+        """Returns the text that stands for the value on a command line, or None if it is no text."""
+
+    @abstractmethod
     def value_for(self, parameter: param.Parameter[Any], *, keeps_whole_numbers: bool) -> Any:
         """Returns the value as the parameter takes it, or :data:`~health_ml.cli.arguments.DEFAULT`.
 
@@ -73,18 +77,21 @@ class GivenFlag:
             return None
         return following if self.is_negated or not arguments.is_boolean_word(following) else None
 
-    def value_for(self, parameter: param.Parameter[Any], *, keeps_whole_numbers: bool) -> Any:
-        """Returns the value of the flag; a switch without value is on, and off if it starts with ``--no-``."""
-        text = self.token.text
+    def text_for(self, parameter: param.Parameter[Any]) -> str | None:
+        """Returns the value as it was typed; a switch without value is on, and off if it starts with ``--no-``."""
         if self.is_negated:
-            if text is not None:
-                raise ValueError("a flag that starts with --no takes no value.")
-            return False
+            return "false"
+        text = self.token.text
         if text is None and is_boolean(parameter):
             has_word = self.token.following is not None and self.leftover(parameter) is None
-            text = self.token.following if has_word else "true"
-        if text is None:
-            text = self.token.following
+            return self.token.following if has_word else "true"
+        return self.token.following if text is None else text
+
+    def value_for(self, parameter: param.Parameter[Any], *, keeps_whole_numbers: bool) -> Any:
+        """Returns the value of the flag."""
+        if self.is_negated and self.token.text is not None:
+            raise ValueError("a flag that starts with --no takes no value.")
+        text = self.text_for(parameter)
         if text is None:
             raise ValueError(
                 f"needs a value: {self.token.typed}={metavar(parameter)}. A value that starts with -- has "

@@ -7,14 +7,18 @@ the container, else that of the package.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import param
+
+from health_ml.backends.registry import load_backend, parse_cluster
 from health_ml.cli.command_line import read_command_line
 from health_ml.cli.config_file import TRAINER_PREFIX
 from health_ml.cli.draft import Draft, raise_problems, read_experiment
 from health_ml.cli.effects import check_combination
+from health_ml.cli.given import Given
 from health_ml.cli.groups import container_parameters
 from health_ml.cli.loading import (
     call_user_code,
@@ -22,12 +26,14 @@ from health_ml.cli.loading import (
     make_paths_absolute,
     update_experiment_config,
 )
+from health_ml.cli.search_options import find_search_space
 from health_ml.cli.trainer_arguments import is_trainer_argument, read_trainer_arguments
 from health_ml.cli.unknown import unknown_flag_problems
 from health_ml.deep_learning_config import parameters_of
 from health_ml.environment import RunEnvironment
 from health_ml.errors import ArgumentsError
 from health_ml.experiment_config import ExperimentConfig
+from health_ml.planning.search_space import SearchSpace
 
 if TYPE_CHECKING:
     from health_ml.lightning_container import LightningContainer
@@ -39,12 +45,23 @@ class ParsedCommand:
 
     :param sources: Where each value comes from, by name; Trainer arguments as ``trainer.<argument>``.
     :param argv: The command line as it was given.
+    :param typed: The values that the user typed, by name.
+    :param givens: The same values as they were given.
+    :param search_space: What the trials vary, or None for a single run.
     """
 
     experiment_config: ExperimentConfig
     container: LightningContainer
     sources: dict[str, str]
     argv: tuple[str, ...]
+    typed: dict[str, Any] = field(default_factory=dict)
+    givens: dict[str, Given] = field(default_factory=dict)
+    search_space: SearchSpace | None = None
+
+    @property
+    def parameters(self) -> dict[str, param.Parameter[Any]]:
+        """The declarations of all flags by name."""
+        return {**container_parameters(self.container), **parameters_of(self.experiment_config)}
 
 
 def parse(argv: Sequence[str], *, start_directory: Path, environment: RunEnvironment | None = None) -> ParsedCommand:
@@ -69,7 +86,9 @@ def complete(draft: Draft, argv: Sequence[str], *, environment: RunEnvironment) 
     make_paths_absolute(container, draft.start_directory)
     typed = _typed(draft, container)
     container.set_typed_parameters(typed)
-    problems = check_combination(draft.config, container, typed, environment=environment)
+    cluster = "" if environment.is_in_azureml else draft.config.cluster
+    backend = load_backend(parse_cluster(cluster).backend) if cluster else None
+    problems = check_combination(draft.config, container, typed, environment=environment, backend=backend)
     try:
         call_user_code(container.validate)
     except ArgumentsError as error:
@@ -77,7 +96,10 @@ def complete(draft: Draft, argv: Sequence[str], *, environment: RunEnvironment) 
             raise
         raise_problems([error.message, *problems], hint=error.hint)
     raise_problems(problems)
-    return ParsedCommand(draft.config, container, draft.sources, tuple(argv))
+    space = find_search_space(
+        draft.config, container, typed, environment=environment, start_directory=draft.start_directory
+    )
+    return ParsedCommand(draft.config, container, draft.sources, tuple(argv), typed, draft.givens, space)
 
 
 def apply_to_container(draft: Draft, container: LightningContainer) -> None:
@@ -91,6 +113,7 @@ def apply_to_container(draft: Draft, container: LightningContainer) -> None:
     values, sources = read_trainer_arguments(for_trainer, problems=draft.problems, strays=strays)
     container.trainer_argument_overrides.update(values)
     draft.sources.update(sources)
+    draft.givens.update({given.name: given for given in for_trainer})
     draft.problems += unknown_flag_problems(unknown, [*parameters_of(draft.config), *parameters])
     draft.add_strays(strays)
 

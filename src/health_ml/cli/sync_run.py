@@ -5,9 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from health_ml.cli.command_line import CommandLine
-from health_ml.cli.draft import read_experiment
-from health_ml.cli.unknown import flags_without_effect
-from health_ml.deep_learning_config import OutputParams, parameters_of
+from health_ml.cli.run_store_flags import read_store_flags
 from health_ml.errors import BackendError
 
 
@@ -18,19 +16,14 @@ def sync_run(command: CommandLine, *, start_directory: Path) -> str:
     :raises RunNotFoundError: If there is no such run.
     :raises BackendError: If the mirrors could not catch up.
     """
-    draft = read_experiment(command, start_directory=start_directory)
-    output = OutputParams()
-    draft.take(output, parameters_of(output))
-    draft.problems += flags_without_effect(
-        {*draft.names_from_user(), *(given.name for given in draft.pending)} - {"tracking_uri", "output_to"},
-        mode="--sync",
+    flags = read_store_flags(
+        command, start_directory=start_directory, mode="--sync", allowed=frozenset({"tracking_uri"})
     )
-    draft.raise_problems()
     from health_ml.records.reader import find_run  # the records load what only this needs
     from health_ml.records.sync import sync
 
-    folder = find_run(command.sync, project_root=start_directory, output_to=output.output_to)
-    state = sync(folder, tracking_uri=draft.config.tracking_uri, project_root=start_directory)
+    folder = find_run(command.sync, project_root=start_directory, output_to=flags.output_to)
+    state = sync(folder, tracking_uri=flags.config.tracking_uri, project_root=start_directory)
     if not state.is_complete:
         raise BackendError(state.message)
     return state.message

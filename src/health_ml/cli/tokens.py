@@ -36,6 +36,13 @@ class Token:
             return f"{self.typed}={self.text}"
         return self.typed if self.following is None else f"{self.typed} {self.following}"
 
+    @property
+    def words(self) -> list[str]:
+        """The words of the command line that the flag was given as."""
+        if self.text is not None:
+            return [f"{self.typed}={self.text}"]
+        return [self.typed] if self.following is None else [self.typed, self.following]
+
 
 @dataclass(frozen=True)
 class TokenizedLine:

@@ -10,6 +10,7 @@ others had reported up to interval N, so that a young trial is not held against 
 from __future__ import annotations
 
 import math
+import re
 import statistics
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Mapping, Sequence
@@ -19,6 +20,7 @@ from typing import Any, ClassVar, TypeVar
 
 from health_ml.errors import PlanError, did_you_mean, join_choices
 
+_POLICY_TEXT = re.compile(r"\s*([\w-]*)\s*(?:\((.*)\))?\s*", re.DOTALL)
 _TrialT = TypeVar("_TrialT", bound=Hashable)
 
 
@@ -206,6 +208,28 @@ def policy_from_value(value: Any) -> EarlyTerminationPolicy | None:
         str(getattr(value, "type", value)),
         {name: item for name, item in given.items() if name not in _DEFAULT_OF_SDK or item not in (0, None)},
     )
+
+
+def policy_from_text(text: str) -> EarlyTerminationPolicy | None:
+    """Returns the policy in a text such as ``bandit(slack_factor=0.1, evaluation_interval=2)`` or ``median_stopping``.
+
+    :raises PlanError: With everything that is wrong with it.
+    """
+    match = _POLICY_TEXT.fullmatch(text)
+    if match is None:
+        raise PlanError(
+            f"The early termination policy {text!r} cannot be read.",
+            "Write its name, and its settings in parentheses: bandit(slack_factor=0.1, evaluation_interval=2).",
+        )
+    given: dict[str, Any] = {}
+    for part in filter(None, (part.strip() for part in (match.group(2) or "").split(","))):
+        name, equals, value = (piece.strip() for piece in part.partition("="))
+        try:
+            given[name] = int(value) if value.lstrip("+-").isdigit() else float(value)
+        except ValueError as error:
+            shown = f"{part!r} is no name=number" if not equals else f"{name}={value} is no number"
+            raise PlanError(f"The early termination policy {text!r} cannot be read: {shown}.") from error
+    return _from_fields(match.group(1), given) if match.group(1) else None
 
 
 def _names(cls: type[EarlyTerminationPolicy]) -> list[str]:

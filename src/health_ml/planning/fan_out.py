@@ -31,6 +31,7 @@ TUNING_KEYS = {
     "timeout": "timeout_seconds",
     "trial_timeout": "trial_timeout_seconds",
 }
+FLAGS_OF_SETTINGS = {"max_concurrent": "max_concurrent_trials"}
 FAN_OUT_PARAMETERS = "parameters"
 FAN_OUT_KEYS = {
     "sampling": "sampling",
@@ -261,4 +262,6 @@ def _seconds(value: Any) -> float:
 
 
 def _flags(settings: Mapping[str, Any]) -> str:
-    return ", ".join(f"--{name}={getattr(value, 'value', value)}" for name, value in settings.items())
+    return ", ".join(
+        f"--{FLAGS_OF_SETTINGS.get(name, name)}={getattr(value, 'value', value)}" for name, value in settings.items()
+    )

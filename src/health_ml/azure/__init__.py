@@ -1,0 +1,1 @@
+"""Everything that touches the SDKs of AzureML: no other part of the package imports ``azure`` or ``azureml``."""

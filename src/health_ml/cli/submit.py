@@ -1,0 +1,217 @@
+"""``--cluster``, ``--dry_run`` and ``--print_plan``: from a checked command line to a submitted job."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from health_ml.backends.base import Backend, BackendContext, Request, RunHandle
+from health_ml.backends.checks import check_before_start
+from health_ml.backends.registry import load_backend, parse_cluster
+from health_ml.cli.parse import ParsedCommand
+from health_ml.cli.planner import plan_job, travelling_state
+from health_ml.environment import RunEnvironment, process_environment
+from health_ml.errors import EXIT_FAILED, PlanError, SnapshotError
+from health_ml.planning.plan import JobPlan
+from health_ml.planning.provenance import GitState, read_git_state
+from health_ml.planning.secret_files import check_secret_files
+from health_ml.planning.snapshot import hash_cache_folder, snapshot_store_folder, take_snapshot
+from health_ml.planning.snapshot_store import SnapshotStore
+from health_ml.records.record import RunStatus
+from health_ml.training.result import EXIT_SIGNAL_BASE
+
+if TYPE_CHECKING:
+    from health_ml.cli.rerun import Repetition
+
+logger = logging.getLogger(__name__)
+
+Write = Callable[[str], object]
+
+EXIT_CODES = {
+    RunStatus.FINISHED: 0,
+    RunStatus.CANCELLED: EXIT_SIGNAL_BASE + 2,
+    RunStatus.PREEMPTED: EXIT_SIGNAL_BASE + 15,
+}
+"""Exit code of a command that waited for a run, by how the run ended; any other end counts as failed."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the command was typed.
+
+    :param start_directory: The folder; relative paths start there, and what is below it travels.
+    :param project_root: Folder of the store of runs.
+    """
+
+    start_directory: Path
+    project_root: Path
+
+    @classmethod
+    def of(cls, environment: RunEnvironment, current_directory: Path) -> Place:
+        """Returns the place of a command."""
+        start_directory = environment.start_directory or current_directory
+        return cls(start_directory, environment.project_root or start_directory)
+
+
+def submit_job(parsed: ParsedCommand, place: Place, *, write: Write) -> int:
+    """Submits the job that a command line asks for, and returns the exit code of the command.
+
+    :raises HimlError: If the job was refused; nothing is left behind then.
+    """
+    backend = _backend(parsed, place)
+    plan, git_state = _plan_with_snapshot(parsed, place, backend, is_stored=True)
+    handle = backend.submit(backend.render(plan), git_state=git_state)
+    write(submitted_text(handle, backend, output_to=parsed.container.output_to))
+    return follow(handle, write) if parsed.experiment_config.wait_for_completion else 0
+
+
+def show_plan(parsed: ParsedCommand, place: Place, *, is_plan_only: bool, write: Write) -> int:
+    """Prints what would run: the plan, and with ``--dry_run`` what the back end would be asked for. Starts nothing."""
+    if parsed.experiment_config.cluster:
+        backend = _backend(parsed, place)
+        plan, _ = _plan_with_snapshot(parsed, place, backend, is_stored=False)
+        request = backend.render(plan)
+    else:
+        check_before_start(
+            parsed.experiment_config,
+            parsed.container,
+            start_directory=place.start_directory,
+            project_root=place.project_root,
+        )
+        plan = plan_here(parsed, place)
+        request = Request("this process", plan, {"command": ["himl-runner", *plan.argv]})
+    if is_plan_only:
+        write(plan.to_text().rstrip())
+        return 0
+    write(_plan_text(request))
+    return 0
+
+
+def _plan_text(request: Request) -> str:
+    plan = request.plan
+    return f"The plan (hash {plan.plan_hash[:12]}):\n{plan.to_text()}\nWhat would be asked for:\n{request.to_text()}"
+
+
+def resubmit_job(repetition: Repetition, place: Place, *, only_plans: bool, write: Write) -> int:
+    """Submits the job of an earlier run again, from the snapshot that it ran from.
+
+    :raises HimlError: If the job was refused, or its snapshot is gone; nothing is left behind then.
+    """
+    plan, flags = repetition.plan, repetition.flags
+    backend = load_backend("local").create(BackendContext("", place.project_root, flags.output_to, flags.config))
+    request = backend.render(plan)
+    if only_plans:
+        write(_plan_text(request))
+        return 0
+    handle = backend.submit(request, git_state=repetition.git_state)
+    write(submitted_text(handle, backend, output_to=flags.output_to))
+    return follow(handle, write) if flags.config.wait_for_completion else 0
+
+
+def plan_for_record(parsed: ParsedCommand, place: Place) -> JobPlan | None:
+    """Returns the plan of a run in this process, for its record; None if a value cannot be written as a flag.
+
+    The state of the code is a document of its own in the record, which is written while the training starts.
+
+    :raises SnapshotError: If the code is not clean although that is required.
+    """
+    if parsed.experiment_config.require_clean:
+        _git_state(parsed, place)
+    try:
+        return plan_job(parsed, start_directory=place.start_directory, environ=process_environment())
+    except PlanError as error:
+        logger.info("The run cannot be repeated with --rerun: %s", error)
+        return None
+
+
+def plan_here(parsed: ParsedCommand, place: Place) -> JobPlan:
+    """Returns the plan of what runs in this process or its children, from the user's own files."""
+    git_state = _git_state(parsed, place)
+    return plan_job(parsed, start_directory=place.start_directory, environ=process_environment(), git_state=git_state)
+
+
+def check_clean(state: GitState | None, folder: Path) -> None:
+    """Raises an error unless everything is committed.
+
+    :raises SnapshotError: Naming what is not.
+    """
+    if state is None:
+        raise SnapshotError(
+            f"--require_clean: {folder} is not in a git repository, or git is missing.",
+            "Make it one with git init, or leave out --require_clean.",
+        )
+    problems = ["tracked files have changes that are not committed"] if state.is_dirty else []
+    if state.untracked:
+        shown = ", ".join(state.untracked[:10]) + (", …" if len(state.untracked) > 10 else "")
+        problems.append(f"there are untracked files: {shown}")
+    if problems:
+        raise SnapshotError(
+            f"--require_clean: the repository {state.root} is not clean: {'; '.join(problems)}.",
+            "Commit them, name them in .gitignore, or leave out --require_clean.",
+        )
+
+
+def submitted_text(handle: RunHandle, backend: Backend, *, output_to: Path | None) -> str:
+    """Returns what the user has to know about a job that was just submitted."""
+    store = f" --output_to={shlex.quote(str(output_to))}" if output_to else ""
+    rows = [("follow", "attach"), ("status", "status"), ("cancel", "cancel")]
+    lines = [f"Submitted run {handle.run_id} to {backend.name}."]
+    lines += [f"  {name:<10}{text}" for name, text in handle.facts().items()]
+    lines += [f"  {name:<10}himl-runner --{flag}={shlex.quote(handle.run_id)}{store}" for name, flag in rows]
+    return "\n".join(lines)
+
+
+def follow(handle: RunHandle, write: Write) -> int:
+    """Prints the logs of a run until it has ended, and returns the exit code of the command."""
+    try:
+        handle.stream(write)
+        status = handle.wait()
+    except KeyboardInterrupt:
+        write(
+            f"\nRun {handle.run_id} goes on. himl-runner --attach={handle.run_id} follows it, "
+            f"himl-runner --cancel={handle.run_id} ends it."
+        )
+        raise
+    write(f"\nRun {handle.run_id}: {status.value}")
+    for name, text in handle.facts().items():
+        write(f"  {name:<10}{text}")
+    return EXIT_CODES.get(status, EXIT_FAILED)
+
+
+def _backend(parsed: ParsedCommand, place: Place) -> Backend:
+    config, container = parsed.experiment_config, parsed.container
+    name = parse_cluster(config.cluster)
+    backend_class = load_backend(name.backend)
+    if backend_class.is_on_this_machine:
+        check_before_start(config, container, start_directory=place.start_directory, project_root=place.project_root)
+    return backend_class.create(BackendContext(name.target, place.project_root, container.output_to, config))
+
+
+def _plan_with_snapshot(
+    parsed: ParsedCommand, place: Place, backend: Backend, *, is_stored: bool
+) -> tuple[JobPlan, GitState | None]:
+    """Returns the plan of a job and the state of the code that travels with it."""
+    config = parsed.experiment_config
+    environ = process_environment()
+    folder = place.start_directory
+    git_state = _git_state(parsed, place)
+    snapshot = take_snapshot(folder, cache_folder=hash_cache_folder(environ), max_snapshot_mb=config.max_snapshot_mb)
+    check_secret_files(folder, snapshot.files, allowed=config.allow_secret_files)
+    if git_state is not None:
+        git_state = travelling_state(git_state, snapshot, folder)
+    plan = plan_job(parsed, start_directory=folder, environ=environ, snapshot=snapshot, git_state=git_state)
+    backend.render(plan)  # what the back end cannot do is said before anything is copied
+    if is_stored:
+        SnapshotStore(snapshot_store_folder(environ)).store(snapshot, folder)
+    return plan, git_state
+
+
+def _git_state(parsed: ParsedCommand, place: Place) -> GitState | None:
+    state = read_git_state(place.start_directory)
+    if parsed.experiment_config.require_clean:
+        check_clean(state, place.start_directory)
+    return state
