@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import fnmatch
 import socket
-from collections.abc import Callable
-from typing import cast
+from collections.abc import Callable, Coroutine
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 REFUSAL = b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
@@ -140,9 +140,9 @@ class ConnectProxy:
                 return port()
         return None
 
-    def start(self, work: object) -> None:
+    def start(self, work: Coroutine[Any, Any, None]) -> None:
         """Runs a coroutine and keeps hold of it until it is done."""
-        task = asyncio.get_running_loop().create_task(work)  # type: ignore[arg-type]
+        task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
