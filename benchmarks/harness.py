@@ -18,7 +18,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-BENCHMARKS = ("startup", "run_time", "step_time", "model_search", "checkpoint_progress", "snapshot")
+BENCHMARKS = (
+    "startup",
+    "run_time",
+    "step_time",
+    "model_search",
+    "checkpoint_progress",
+    "snapshot",
+    "two_nodes",
+    "fan_out",
+)
 """Names of the benchmarks, in the order in which they run."""
 
 TIMEOUT_SECONDS = 900

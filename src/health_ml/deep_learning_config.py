@@ -7,8 +7,6 @@ neither torch nor Lightning, so ``himl-runner --help`` starts at once.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from enum import Enum
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,97 +14,27 @@ import param
 
 from health_ml.checkpoints.parser import CheckpointParser
 from health_ml.errors import ArgumentsError
-from health_ml.settings import (
-    AUTOSAVE_CHECKPOINT_STEM,
-    CHECKPOINT_FOLDER,
-    EXPERIMENT_SUMMARY_FILE,
-    LAST_CHECKPOINT,
-    LIGHTNING_LOGS_FOLDER,
-    LOGS_FOLDER,
-    OUTPUTS_FOLDER,
-    RECORD_FOLDER,
-)
+from health_ml.optimizer_params import LRSchedulerType, LRWarmUpType, OptimizerParams, OptimizerType
+from health_ml.run_paths import RunPaths
+
+__all__ = [
+    "ALL_GPUS",
+    "CONTAINER_PARAMETER_GROUPS",
+    "DatasetParams",
+    "LRSchedulerType",
+    "LRWarmUpType",
+    "OptimizerParams",
+    "OptimizerType",
+    "OutputParams",
+    "RunPaths",
+    "TrainerParams",
+    "WorkflowParams",
+    "create_from_matching_params",
+    "parameters_of",
+]
 
 ALL_GPUS = -1
 """Value of ``max_num_gpus`` that stands for every GPU of the machine."""
-
-
-class OptimizerType(Enum):
-    """Optimizers that LightningModuleWithOptimizer can build."""
-
-    Adam = "Adam"
-    AMSGrad = "AMSGrad"
-    SGD = "SGD"
-    RMSprop = "RMSprop"
-
-
-class LRWarmUpType(Enum):
-    """How the learning rate starts."""
-
-    NoWarmUp = "NoWarmUp"
-    Linear = "Linear"
-
-
-class LRSchedulerType(Enum):
-    """How the learning rate changes after the warm-up."""
-
-    Exponential = "Exponential"
-    Step = "Step"
-    Polynomial = "Polynomial"
-    Cosine = "Cosine"
-    MultiStep = "MultiStep"
-
-
-class RunPaths:
-    """The folders of one run, all derived from two.
-
-    On a local machine, ``outputs`` is the run folder and ``logs`` lies in it. In AzureML they are siblings in the
-    job's working directory, where the service collects them.
-
-    :param outputs: Absolute path of the outputs folder, the working directory while the model trains.
-    :param logs: Absolute path of the logs folder.
-    :param run_id: Id of the run.
-    """
-
-    def __init__(self, outputs: Path, logs: Path, run_id: str) -> None:
-        self.outputs = outputs
-        self.logs = logs
-        self.run_id = run_id
-
-    @classmethod
-    def below(cls, run_folder: Path, run_id: str) -> RunPaths:
-        """Returns the folders of a run on a local machine."""
-        return cls(outputs=run_folder, logs=run_folder / LOGS_FOLDER, run_id=run_id)
-
-    @classmethod
-    def in_job(cls, job_folder: Path, run_id: str) -> RunPaths:
-        """Returns the folders of a run in an AzureML job."""
-        return cls(outputs=job_folder / OUTPUTS_FOLDER, logs=job_folder / LOGS_FOLDER, run_id=run_id)
-
-    @property
-    def checkpoints(self) -> Path:
-        """Folder of the checkpoints."""
-        return self.outputs / CHECKPOINT_FOLDER
-
-    @property
-    def record(self) -> Path:
-        """Folder of the record."""
-        return self.outputs / RECORD_FOLDER
-
-    @property
-    def lightning_logs(self) -> Path:
-        """Folder of the TensorBoard event files."""
-        return self.logs / LIGHTNING_LOGS_FOLDER
-
-    @property
-    def summary_file(self) -> Path:
-        """The file that lists every parameter of the container."""
-        return self.outputs / EXPERIMENT_SUMMARY_FILE
-
-    def create(self) -> None:
-        """Makes the outputs, logs and checkpoint folders."""
-        for folder in (self.outputs, self.logs, self.checkpoints):
-            folder.mkdir(parents=True, exist_ok=True)
 
 
 class WorkflowParams(param.Parameterized):
@@ -295,79 +223,6 @@ class OutputParams(param.Parameterized):
         return self.run_paths.checkpoints
 
 
-class OptimizerParams(param.Parameterized):
-    """Optimizer and learning rate of models that derive from LightningModuleWithOptimizer."""
-
-    l_rate = param.Number(default=1e-4, bounds=(0, None), doc="Initial learning rate.")
-    l_rate_scheduler = param.ClassSelector(
-        class_=LRSchedulerType,
-        default=LRSchedulerType.Polynomial,
-        instantiate=False,
-        doc="How the learning rate decays.",
-    )
-    l_rate_exponential_gamma = param.Number(default=0.9, doc="Factor per epoch of the exponential schedule.")
-    l_rate_step_gamma = param.Number(default=0.1, doc="Factor per step of the step schedule.")
-    l_rate_step_step_size = param.Integer(
-        default=50, bounds=(0, None), doc="Number of epochs between two steps of the step schedule."
-    )
-    l_rate_multi_step_gamma = param.Number(default=0.1, doc="Factor per milestone of the multi-step schedule.")
-    l_rate_multi_step_milestones = param.List(
-        default=None,
-        item_type=int,
-        allow_None=True,
-        doc="Epochs, counted from the end of the warm-up, at which the multi-step schedule lowers the learning rate.",
-    )
-    l_rate_polynomial_gamma = param.Number(default=1e-4, doc="Exponent of the polynomial schedule.")
-    l_rate_warmup = param.ClassSelector(
-        class_=LRWarmUpType, default=LRWarmUpType.NoWarmUp, instantiate=False, doc="How the learning rate starts."
-    )
-    l_rate_warmup_epochs = param.Integer(default=0, bounds=(0, None), doc="Number of epochs of the warm-up.")
-    optimizer_type = param.ClassSelector(
-        class_=OptimizerType, default=OptimizerType.Adam, instantiate=False, doc="Which optimizer to use."
-    )
-    opt_eps = param.Number(default=1e-4, doc="Epsilon of Adam, AMSGrad and RMSprop.")
-    rms_alpha = param.Number(default=0.9, doc="Smoothing constant of RMSprop.")
-    adam_betas = param.NumericTuple(default=(0.9, 0.999), length=2, doc="The two betas of Adam and AMSGrad.")
-    momentum = param.Number(default=0.6, doc="Momentum of SGD and RMSprop.")
-    weight_decay = param.Number(default=1e-4, doc="Weight decay, as an L2 penalty.")
-
-    @property
-    def min_l_rate(self) -> float:
-        """The learning rate at which the cosine and polynomial schedules end."""
-        return self._min_l_rate
-
-    @min_l_rate.setter
-    def min_l_rate(self, value: float) -> None:
-        if value > self.l_rate:
-            raise ValueError(f"l_rate must be >= min_l_rate, found: {self.l_rate}, {value}")
-        self._min_l_rate = value
-
-    def __init__(self, **params: Any) -> None:
-        min_l_rate = params.pop("min_l_rate", 0.0)
-        super().__init__(**params)
-        self._min_l_rate = 0.0
-        self.min_l_rate = min_l_rate
-
-    def optimizer_problems(self) -> list[str]:
-        """Returns what is wrong with these parameters, as sentences."""
-        problems = []
-        if self.min_l_rate > self.l_rate:
-            problems.append(f"l_rate must be >= min_l_rate, found: {self.l_rate}, {self.min_l_rate}")
-        if self.l_rate_scheduler is LRSchedulerType.MultiStep:
-            problems.extend(self._milestone_problems())
-        return problems
-
-    def _milestone_problems(self) -> Iterable[str]:
-        milestones = self.l_rate_multi_step_milestones
-        if not milestones:
-            yield "Must specify l_rate_multi_step_milestones to use the MultiStep scheduler, like 5,10."
-            return
-        if any(later <= earlier for earlier, later in pairwise(milestones)):
-            yield f"l_rate_multi_step_milestones must be a strictly increasing list, found: {milestones}"
-        if milestones[0] <= 0:
-            yield f"l_rate_multi_step_milestones cannot be negative or 0, found: {milestones}"
-
-
 class TrainerParams(param.Parameterized):
     """How the Lightning Trainer runs. Arguments without a flag here: ``--trainer.<argument>=<value>``."""
 
@@ -462,11 +317,6 @@ class TrainerParams(param.Parameterized):
         """Arguments of the Lightning Trainer that were given as ``--trainer.<argument>=<value>``."""
         return self._trainer_arguments
 
-    @property
-    def autosave_stem(self) -> str:
-        """File name of the autosave checkpoint, without its suffix."""
-        return AUTOSAVE_CHECKPOINT_STEM
-
     def trainer_problems(self) -> list[str]:
         """Returns what is wrong with these parameters, as sentences."""
         problems = []
@@ -487,8 +337,6 @@ CONTAINER_PARAMETER_GROUPS: tuple[type[param.Parameterized], ...] = (
     OptimizerParams,
 )
 """The classes whose parameters every container has, in the order in which the help shows them."""
-
-DEFAULT_CHECKPOINT_TO_TEST = Path(CHECKPOINT_FOLDER) / LAST_CHECKPOINT
 
 ParameterizedT = TypeVar("ParameterizedT", bound=param.Parameterized)
 

@@ -39,7 +39,7 @@ class RunEnvironment:
     :param start_directory: Where the user typed the command if that is not the current directory.
     :param project_root: Folder of the store of runs if that is not the start directory.
     :param fan_out_folder: Run folder of the fan-out that this run is a trial of.
-    :param is_trial: True for a trial of a fan-out, also where the fan-out has no folder that it could see.
+    :param is_marked_as_trial: True for a trial of a fan-out whose folder it cannot see.
     :param attempt: How often the run was restarted after a preemption.
     :param is_in_azureml: True inside an AzureML job.
     """
@@ -55,7 +55,7 @@ class RunEnvironment:
     start_directory: Path | None = None
     project_root: Path | None = None
     fan_out_folder: Path | None = None
-    is_trial: bool = False
+    is_marked_as_trial: bool = False
     attempt: int = 0
     is_in_azureml: bool = False
 
@@ -84,12 +84,17 @@ class RunEnvironment:
             start_directory=_folder(environ, ENV_START_DIRECTORY),
             project_root=_folder(environ, ENV_PROJECT_ROOT),
             fan_out_folder=_folder(environ, ENV_FAN_OUT_FOLDER),
-            is_trial=bool(environ.get(ENV_FAN_OUT_FOLDER) or environ.get(ENV_TRIAL)),
+            is_marked_as_trial=bool(environ.get(ENV_TRIAL)),
             attempt=reader.first(ENV_ATTEMPT, default=0),
             is_in_azureml="AZUREML_RUN_ID" in environ,
         )
         reader.raise_problems()
         return environment
+
+    @property
+    def is_trial(self) -> bool:
+        """True for a trial of a fan-out, which must not become a fan-out itself."""
+        return self.is_marked_as_trial or self.fan_out_folder is not None
 
     @property
     def is_local_rank_zero(self) -> bool:
@@ -105,6 +110,24 @@ class RunEnvironment:
 def _folder(environ: Mapping[str, str], name: str) -> Path | None:
     text = environ.get(name)
     return Path(text) if text else None
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a command was typed, or where a job or a trial stands for that.
+
+    :param start_directory: The folder in which the model is searched, and where relative paths start.
+    :param project_root: Folder of the store of runs and of MLflow.
+    """
+
+    start_directory: Path
+    project_root: Path
+
+    @classmethod
+    def of(cls, environment: RunEnvironment, current_directory: Path) -> Place:
+        """Returns the place of a command."""
+        start_directory = environment.start_directory or current_directory
+        return cls(start_directory, environment.project_root or start_directory)
 
 
 class _NumberReader:

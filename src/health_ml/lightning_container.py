@@ -18,6 +18,8 @@ from health_ml.deep_learning_config import (
 )
 from health_ml.errors import ArgumentsError, ContainerError
 from health_ml.experiment_config import RunnerMode
+from health_ml.planning.secrets import mask_text, mask_value
+from health_ml.records.encoding import encode_value
 from health_ml.settings import LAST_CHECKPOINT
 
 if TYPE_CHECKING:
@@ -189,10 +191,10 @@ class LightningContainer(WorkflowParams, DatasetParams, OutputParams, TrainerPar
         return _overrides(self.model, "test_step")
 
     def __str__(self) -> str:
-        """Returns one line per parameter and public attribute; the text of ``experiment_summary.txt``."""
-        values = {name: getattr(self, name) for name in self.param.objects(instance=False)}
+        """Returns one line per parameter and public attribute, with secrets masked: ``experiment_summary.txt``."""
+        values = {name: getattr(self, name) for name in self.param.objects(instance=False) if name != "name"}
         attributes = {name: value for name, value in vars(self).items() if not name.startswith("_")}
-        lines = [f"\t{name:40}: {value}" for name, value in sorted({**values, **attributes}.items())]
+        lines = [f"\t{name:40}: {_shown(name, value)}" for name, value in sorted({**values, **attributes}.items())]
         return "\n".join([f"Container {type(self).__name__}", *lines])
 
 
@@ -239,6 +241,12 @@ def _copy_of(source: param.Parameterized, cls: type[Any]) -> Any:
     from health_ml.deep_learning_config import create_from_matching_params
 
     return create_from_matching_params(source, cls)
+
+
+def _shown(name: str, value: Any) -> str:
+    """Returns the text of a value without what is secret in it."""
+    is_collection = isinstance(value, (dict, list, tuple, set))
+    return mask_text(str(encode_value(value, name=name) if is_collection else mask_value(name, value)))
 
 
 def _overrides(model: LightningModule, method: str) -> bool:

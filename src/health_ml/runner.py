@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from health_ml.errors import EXIT_FAILED, ArgumentsError, HimlError
+from health_ml.errors import EXIT_FAILED, EXIT_USAGE, ArgumentsError, HimlError, OutputError, exiting_with
 from health_ml.settings import ENV_FULL_ERROR
 
 if TYPE_CHECKING:
@@ -44,6 +45,10 @@ def main(argv: Sequence[str] | None = None, *, on_result: Callable[[RunResult], 
         except KeyboardInterrupt:
             _print_error("Interrupted.")
             return EXIT_INTERRUPTED
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                return _report_unexpected(error)
+            return _report(_output_error(error))
         except Exception as error:  # the boundary: what nobody else has turned into a message ends here
             return _report_unexpected(error)
 
@@ -53,10 +58,17 @@ def console_entry_point() -> None:
     code = main()
     try:
         sys.stdout.flush()
-    except BrokenPipeError:
+    except OSError as error:
         # Python flushes once more on exit, and would print a traceback because nobody reads any more.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
+        if not isinstance(error, BrokenPipeError):
+            code = code or _report(_output_error(error))
     sys.exit(code)
+
+
+def _discard_output() -> None:
+    """Lets everything that is still to be printed vanish."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _run(arguments: list[str], on_result: Callable[[RunResult], None] | None) -> int:
@@ -86,7 +98,7 @@ def _run(arguments: list[str], on_result: Callable[[RunResult], None] | None) ->
         from health_ml.cli.sync_run import sync_run
 
         return _print(sync_run(command, start_directory=start_directory))
-    if command.attach or command.status or command.cancel or command.list_snapshot:
+    if command.attach or command.status or command.cancel or command.rerun_failed or command.list_snapshot:
         return _without_experiment(command, environment=environment, start_directory=start_directory)
     if command.rerun:
         return _rerun(command, environment=environment, start_directory=start_directory, on_result=on_result)
@@ -97,7 +109,7 @@ def _run(arguments: list[str], on_result: Callable[[RunResult], None] | None) ->
 
 def _without_experiment(command: CommandLine, *, environment: RunEnvironment, start_directory: Path) -> int:
     """Does what needs no model, and returns the exit code."""
-    from health_ml.cli.submit import Place
+    from health_ml.environment import Place
 
     place = Place.of(environment, start_directory)
     if command.list_snapshot:
@@ -108,6 +120,8 @@ def _without_experiment(command: CommandLine, *, environment: RunEnvironment, st
 
     if command.attach:
         return follow_run.attach_to_run(command, place, write=_print)
+    if command.rerun_failed:
+        return follow_run.rerun_failed(command, place, write=_print)
     if command.cancel:
         return follow_run.cancel_run(command, place, write=_print)
     return follow_run.show_status(command, place, write=_print)
@@ -123,12 +137,17 @@ def _rerun(
     """Repeats a run from its record: a job as a job, any other run in this process."""
     from health_ml.cli.command_line import read_command_line
     from health_ml.cli.rerun import read_repetition
-    from health_ml.cli.submit import Place, resubmit_job
+    from health_ml.cli.submit import resubmit_job
+    from health_ml.environment import Place
 
     place = Place.of(environment, start_directory)
     repetition = read_repetition(command, place)
     if repetition.is_job:
         return resubmit_job(repetition, place, only_plans=command.only_plans, write=_print)
+    if repetition.plan.search_space is not None:
+        from health_ml.cli.fan_out_here import rerun_trials
+
+        return rerun_trials(repetition, place, only_plans=command.only_plans, write=_print)
     arguments = list(repetition.plan.argv)
     again = replace(read_command_line(arguments), is_dry_run=command.is_dry_run, print_plan=command.print_plan)
     return _run_experiment(
@@ -147,7 +166,7 @@ def _run_experiment(
     from health_ml.cli.console import configure_logging, render_summary
     from health_ml.cli.draft import read_experiment
     from health_ml.cli.parse import complete
-    from health_ml.cli.submit import Place
+    from health_ml.environment import Place
 
     draft = read_experiment(command, start_directory=start_directory)
     # Before the model is imported, because Lightning brings its own handler where there is none.
@@ -158,14 +177,22 @@ def _run_experiment(
         return _print(render_config(complete(draft, arguments, environment=environment)))
     place = Place.of(environment, start_directory)
     is_job = bool(draft.config.cluster) and not environment.is_in_azureml
-    is_here = not (command.only_plans or is_job or draft.asks_for_several)
-    with _waiting_mirror(draft, environment, place.project_root) if is_here else nullcontext() as mirror:
-        parsed = complete(draft, arguments, environment=environment)
+    is_started_here = not (command.only_plans or is_job)
+    with ExitStack() as stack:
+        mirror, warm = None, None
+        if is_started_here and draft.asks_for_several and not environment.is_trial:
+            from health_ml.cli.fan_out_here import warm_processes
+
+            warm = stack.enter_context(warm_processes(draft, place))
+        elif is_started_here:
+            mirror = stack.enter_context(_waiting_mirror(draft, environment, place.project_root))
+        with exiting_with(EXIT_USAGE):
+            parsed = complete(draft, arguments, environment=environment)
         configure_logging(parsed.experiment_config.log_level, environment.local_rank)
         if command.only_plans or is_job or parsed.search_space is not None:
             from health_ml.cli.launch import launch
 
-            return launch(parsed, command, place, write=_print)
+            return launch(parsed, command, place, is_job=is_job, warm=warm, write=_print)
         from health_ml.backends.in_process import run_in_process
         from health_ml.cli.submit import plan_for_record
 
@@ -181,6 +208,8 @@ def _run_experiment(
         )
     if environment.is_global_rank_zero:
         _print(render_summary(result))
+    if result.error is not None:
+        raise result.error
     if on_result is not None:
         on_result(result)
     return result.exit_code
@@ -195,7 +224,8 @@ def _waiting_mirror(draft: Draft, environment: RunEnvironment, project_root: Pat
         yield None
         return
     uri = resolve_tracking_uri(draft.config.tracking_uri, environ=os.environ, project_root=project_root)
-    if uri == NO_TRACKING or not environment.is_global_rank_zero:
+    is_mirrored_by_fan_out = environment.fan_out_folder is not None
+    if uri == NO_TRACKING or not environment.is_global_rank_zero or is_mirrored_by_fan_out:
         yield None
         return
     from health_ml.records.mirror import WaitingMirror
@@ -241,12 +271,22 @@ def _restored_process() -> Iterator[None]:
 
 
 def _print(text: str) -> int:
-    """Prints a text and returns the exit code 0, also if nobody reads the end of the text."""
+    """Prints a text and returns the exit code 0, also if nobody reads the end of the text.
+
+    :raises OutputError: If the text cannot be written.
+    """
     try:
         print(text, flush=True)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
+    except OSError as error:
+        _discard_output()
+        raise _output_error(error) from error
     return 0
+
+
+def _output_error(error: OSError) -> OutputError:
+    return OutputError(f"Cannot write the output: {error.strerror or error}.", "Free some space, or redirect it.")
 
 
 def _report(error: HimlError) -> int:

@@ -41,11 +41,16 @@ TRIALS_FOLDER = "trials"
 """Folder in the run folder of a fan-out: one run folder for each trial, named after its number."""
 EXPERIMENT_SUMMARY_FILE = "experiment_summary.txt"
 CONSOLE_LOGS_FOLDER = "console_logs"
+CONSOLE_LOG = "console.log"
+FAN_OUT_TABLE = "fan_out.csv"
+FAN_OUT_PAGE = "fan_out.html"
 
 # --- checkpoint files ----------------------------------------------------------------------------------------------
 CHECKPOINT_SUFFIX = ".ckpt"
 LAST_CHECKPOINT_STEM = "last"
 LAST_CHECKPOINT = LAST_CHECKPOINT_STEM + CHECKPOINT_SUFFIX
+BEST_CHECKPOINT = "best" + CHECKPOINT_SUFFIX
+"""In a fan-out: the checkpoint of its best trial."""
 AUTOSAVE_CHECKPOINT_STEM = "autosave"
 AUTOSAVE_CHECKPOINT = AUTOSAVE_CHECKPOINT_STEM + CHECKPOINT_SUFFIX
 
@@ -63,10 +68,17 @@ RECORD_PLAN_DOCUMENT = "plan"
 RECORD_MIRROR_DOCUMENT = "mirror"
 RECORD_MIRROR_LOG_FILE = "mirror.log"
 RECORD_MIRROR_LOCK_FILE = "mirror.lock"
+RECORD_TRIALS_FILE = "trials.jsonl"
+"""In the record of a fan-out: one line for each start and end of a trial."""
+RECORD_FAN_OUT_LOCK_FILE = "fan_out.lock"
+RECORD_TRIAL_LOCK_FILE = "trial.lock"
+"""In the record of a trial: locked as long as its process lives, and says which process that is."""
 
 # --- tracking ------------------------------------------------------------------------------------------------------
 MLFLOW_DATABASE = "mlflow.db"
 """Default MLflow store: an SQLite file of this name in the project root."""
+MLFLOW_DATABASE_LOCK = f".{MLFLOW_DATABASE}.lock"
+"""Locked while the store is created."""
 
 # --- snapshot and jobs ---------------------------------------------------------------------------------------------
 RUNNER_DISTRIBUTION = "himl-runner"

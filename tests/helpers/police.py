@@ -227,7 +227,7 @@ def module_leaves_nothing_behind(session_mark: str) -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="session")
 def session_mark() -> Iterator[str]:
-    """Returns the value by which processes started in this session are known."""
+    """Returns the value by which processes that these tests start are known."""
     mark = f"{os.getpid()}-{time.time_ns()}"
     os.environ[SESSION_MARK] = mark
     yield mark
@@ -244,7 +244,7 @@ def repository_files() -> frozenset[str]:
 
 
 def _orphans(mark: str) -> list[int]:
-    """Returns the ids of processes that a test of this session started and that no longer descend from it."""
+    """Returns the ids of processes that one of these tests started and that no longer descend from it."""
     own = psutil.Process()
     started = own.create_time()
     descendants = {own.pid, *(child.pid for child in own.children(recursive=True))}

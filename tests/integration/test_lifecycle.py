@@ -6,8 +6,9 @@ import importlib.metadata
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import param
 import pytest
 import torch
 from pytorch_lightning import LightningModule
@@ -74,6 +75,18 @@ def test_the_record_says_what_ran(tmp_path: Path) -> None:
     assert record.hyperparameters["max_epochs"] == 2
     assert record.tags["effective_random_seed"] == "45"
     assert epochs_of(result) == [0, 1]
+
+
+class TokenContainer(LineContainer):
+    n_tokens = param.Integer(5)
+    auth_token = param.String("hunter2hunter2hunter2")
+
+
+def test_only_values_are_secret_and_not_where_they_come_from(tmp_path: Path) -> None:
+    config = document(run_container(TokenContainer(max_epochs=1), tmp_path), "config")
+    assert config["n_tokens"] == {"value": 5, "source": "default"}
+    assert config["auth_token"] == {"value": "***", "source": "default"}
+    assert config["identity_based_auth"]["source"] == "default"
 
 
 def test_secrets_on_the_command_line_are_masked(tmp_path: Path) -> None:
@@ -159,6 +172,19 @@ def test_run_extra_val_epoch_validates_the_tested_checkpoint(tmp_path: Path) -> 
     assert result.metrics["val/loss"] == pytest.approx(rows[1])
 
 
+def places_of(result: RunResult, metric: str) -> list[tuple[int | None, int | None]]:
+    """Returns the epoch and step of each row of a metric."""
+    return [(row.epoch, row.step) for row in read_record(result.paths.record).metrics if metric in row.metrics]
+
+
+def test_evaluation_is_recorded_where_the_checkpoint_was_written(finished: RunResult, tmp_path: Path) -> None:
+    assert places_of(finished, "val/loss") == [(0, 3), (1, 7), (1, 7)]
+    assert places_of(finished, "test/loss") == [(1, 7)]
+    inference = LineContainer(run_inference_only=True, src_checkpoint=src(finished))
+    result = run_container(inference, tmp_path)
+    assert places_of(result, "val/loss") == places_of(result, "test/loss") == [(1, 7)]
+
+
 # --- from one run to the next -----------------------------------------------------------------------------------------
 
 
@@ -191,6 +217,39 @@ def test_resume_with_nothing_left_to_train_is_an_error(finished: RunResult, tmp_
     with pytest.raises(CheckpointError, match=r"has 2 finished epochs, so with --max_epochs=2 nothing is left"):
         run_container(container, tmp_path / "again")
     assert not (tmp_path / "again").exists()
+
+
+class LimitedContainer(LineContainer):
+    """Says itself how long to train."""
+
+    limits: ClassVar[dict[str, Any]] = {}
+
+    def get_trainer_arguments(self) -> dict[str, Any]:
+        return self.limits
+
+
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        ({"max_epochs": 2}, r"has 2 finished epochs, so with --max_epochs=2 nothing is left"),
+        ({"max_steps": 8}, r"has 8 steps, so with max_steps=8 nothing is left"),
+    ],
+)
+def test_resume_with_nothing_left_by_the_containers_own_limits(
+    limits: dict[str, Any], message: str, finished: RunResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LimitedContainer, "limits", limits)
+    container = LimitedContainer(max_epochs=100, resume_training=True, src_checkpoint=src(finished))
+    with pytest.raises(CheckpointError, match=message):
+        run_container(container, tmp_path)
+
+
+def test_resume_heeds_the_containers_own_number_of_epochs(
+    finished: RunResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LimitedContainer, "limits", {"max_epochs": 3})
+    container = LimitedContainer(max_epochs=2, resume_training=True, src_checkpoint=src(finished))
+    assert epochs_of(run_container(container, tmp_path)) == [2]
 
 
 class WeightsContainer(LineContainer):

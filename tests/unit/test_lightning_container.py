@@ -109,6 +109,18 @@ def test_the_summary_lists_parameters_and_attributes() -> None:
     assert f"\t{'my_attribute':40}: mine" in text
 
 
+def test_the_summary_holds_no_secrets() -> None:
+    container = TinyContainer()
+    container.hub_token = "hunter2"  # type: ignore[attr-defined]
+    container.address = "https://me:hunter2@host/data"  # type: ignore[attr-defined]
+    container.login = {"user": "me", "password": "hunter2"}  # type: ignore[attr-defined]
+    container.no_password = None  # type: ignore[attr-defined]
+    text = str(container)
+    assert "hunter2" not in text
+    assert f"\t{'login':40}: {{'user': 'me', 'password': '***'}}" in text
+    assert f"\t{'no_password':40}: None" in text
+
+
 def test_weights_of_a_checkpoint_replace_those_of_the_model(tmp_path: Path) -> None:
     container = TinyContainer()
     with pytest.raises(ContainerError, match="No Lightning module has been set yet"):

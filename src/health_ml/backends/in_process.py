@@ -16,7 +16,7 @@ from health_ml.backends.run_facts import ProvenanceThread, RunDocument, run_fact
 from health_ml.backends.run_folder import create_run_paths
 from health_ml.deep_learning_config import RunPaths
 from health_ml.environment import RunEnvironment, environment_variables, process_environment, restored_environment
-from health_ml.errors import ContainerError, HimlError
+from health_ml.errors import EXIT_FAILED, EXIT_USAGE, ContainerError, HimlError, RegressionTestError, exiting_with
 from health_ml.experiment_config import DebugDDPOptions, ExperimentConfig, RunnerMode
 from health_ml.lightning_container import LightningContainer
 from health_ml.planning.plan import JobPlan
@@ -25,10 +25,12 @@ from health_ml.records.record import RunRecord, RunStatus
 from health_ml.settings import (
     ENV_EXPERIMENT_NAME,
     ENV_TORCH_DISTRIBUTED_DEBUG,
+    LAST_CHECKPOINT,
     RECORD_PLAN_DOCUMENT,
 )
 from health_ml.training.distributed import child_environment
 from health_ml.training.effective import check_effective
+from health_ml.training.quiet import quiet_libraries
 from health_ml.training.result import RunOutcome, RunResult
 from health_ml.training.signals import RunInterrupted, SignalGuard
 from health_ml.training.user_code import describe_exception, user_code
@@ -68,13 +70,20 @@ def run_in_process(
     container.num_nodes = experiment_config.num_nodes
     container.runner_mode = experiment_config.mode
     start_directory = environment.start_directory or project_root
-    check_before_start(experiment_config, container, start_directory=start_directory, project_root=project_root)
-    paths = create_run_paths(
-        container.model_name, environment=environment, project_root=project_root, output_to=container.output_to
-    )
+    with exiting_with(EXIT_USAGE):
+        check_before_start(
+            experiment_config,
+            container,
+            start_directory=start_directory,
+            project_root=project_root,
+            is_new_run=environment.run_folder is None and not environment.is_in_azureml,
+        )
+        paths = create_run_paths(
+            container.model_name, environment=environment, project_root=project_root, output_to=container.output_to
+        )
     container.set_run_paths(paths)
     run = _Run(experiment_config, container, environment, project_root, argv, waiting_mirror, plan)
-    with restored_environment(), run.variables():
+    with restored_environment(), run.variables(), quiet_libraries():
         if environment.is_global_rank_zero:
             return run.with_record(sources)
         return run.without_record()
@@ -158,6 +167,12 @@ class _Run:
                 str(name): str(value) for name, value in self.container.get_additional_environment_variables().items()
             }
         values.update(child_environment(self.paths, self.environment, start_directory=self.start_directory))
+        if impossible := [name for name in values if not name or set(name) & {"=", "\0"}]:
+            raise ContainerError(
+                f"{type(self.container).__name__}.get_additional_environment_variables returned "
+                f"{', '.join(map(repr, impossible))}, which cannot be the name of an environment variable.",
+                "Names are not empty and contain no '='.",
+            )
         with environment_variables(values), self._debugging_of_processes():
             yield
 
@@ -176,11 +191,26 @@ class _Run:
         finally:
             set_debug_level_from_env()
 
-    def compare_with_expected_results(self, metrics: Mapping[str, float]) -> None:
-        """Writes the metrics to compare, and compares the outputs with the folder of expected results if there is one.
+    def difference_from_expected_results(self, metrics: Mapping[str, float]) -> RegressionTestError | None:
+        """Returns what differs between the outputs and the folder of expected results, if there is one.
 
-        :raises RegressionTestError: If they differ.
+        Before that, it writes the metrics to compare.
         """
+        try:
+            self._compare_with_expected_results(metrics)
+        except RegressionTestError as error:
+            return error
+        return None
+
+    def interrupted(
+        self, interruption: RunInterrupted, metrics: dict[str, float], messages: Sequence[str]
+    ) -> RunResult:
+        """Returns what there is of a run that a signal ended."""
+        last = self.paths.checkpoints / LAST_CHECKPOINT
+        outcome = RunOutcome(metrics, checkpoint=last if last.is_file() else None, messages=tuple(messages))
+        return self.result(interruption.status, outcome)
+
+    def _compare_with_expected_results(self, metrics: Mapping[str, float]) -> None:
         if self.container.regression_metrics:
             from health_ml.training.regression import write_regression_metrics
 
@@ -250,28 +280,33 @@ class _RecordedRun:
         self._document: RunDocument | None = None
         self._provenance: ProvenanceThread | None = None
         self._mirror: MirrorHandle | None = None
+        self._runner: RunnerBase | None = None
 
     def execute(self, sources: Mapping[str, str]) -> RunResult:
         """Runs, and returns how it ended."""
-        with self._guard.installed():
+        with self._guard.installed(), exiting_with(EXIT_FAILED):
             try:
                 self._open(sources)
-                runner = self._run.runner(self._record, self._guard)
+                runner = self._runner = self._run.runner(self._record, self._guard)
                 runner.on_rank_failed = self._note_failed_rank
                 runner.on_model_created = lambda: check_effective(self._run.container, sources)
                 outcome = runner.run()
-                self._run.compare_with_expected_results(outcome.metrics)
+                problem = self._run.difference_from_expected_results(outcome.metrics)
                 self._guard.start_deferring()
             except RunInterrupted as interruption:
                 messages = self._close(interruption.status, str(interruption))
-                return self._run.result(interruption.status, RunOutcome({}, messages=messages))
+                metrics = self._runner.metrics if self._runner is not None else {}
+                return self._run.interrupted(interruption, metrics, messages)
             except BaseException as error:
                 self._close_after(error)
                 if isinstance(error, SystemExit):
                     raise _premature_end(error, self._run.container) from error
                 raise
-            messages = self._close(RunStatus.FINISHED, "")
-            return self._run.result(RunStatus.FINISHED, replace(outcome, messages=(*outcome.messages, *messages)))
+            status = RunStatus.FAILED if problem else RunStatus.FINISHED
+            message = describe_exception(problem) if problem else " ".join(outcome.messages)
+            messages = self._close(status, message, checkpoint=outcome.checkpoint)
+            result = self._run.result(status, replace(outcome, messages=(*outcome.messages, *messages)))
+            return replace(result, error=problem)
 
     def _open(self, sources: Mapping[str, str]) -> None:
         run, record = self._run, self._record
@@ -281,7 +316,8 @@ class _RecordedRun:
         self._provenance = ProvenanceThread(record, self._document, code).start()
         if run.plan is not None and not (record.folder / f"{RECORD_PLAN_DOCUMENT}.json").exists():
             record.write_document(RECORD_PLAN_DOCUMENT, run.plan.to_json())
-        self._mirror = run.start_mirror(record)
+        if run.environment.fan_out_folder is None:  # else the mirror of the fan-out carries its trials too
+            self._mirror = run.start_mirror(record)
         write_config(record, run.config, run.container, sources=sources, tags=run.tags())
 
     def _close_after(self, error: BaseException) -> None:
@@ -292,13 +328,13 @@ class _RecordedRun:
         except (HimlError, OSError) as second:
             logger.error(f"The record of the run could not be closed: {second}")
 
-    def _close(self, status: RunStatus, message: str) -> tuple[str, ...]:
+    def _close(self, status: RunStatus, message: str, *, checkpoint: Path | None = None) -> tuple[str, ...]:
         """Writes how the run ended and lets the mirror catch up; returns what to tell the user."""
         self._guard.start_deferring()
         if self._provenance is not None:
             self._provenance.join()
         if self._document is not None:
-            self._document.update({"ended": time.time()})
+            self._document.update({"ended": time.time(), "checkpoint": self._in_run_folder(checkpoint)})
         self._record.set_status(status, message)
         if self._mirror is None:
             return ()
@@ -306,6 +342,11 @@ class _RecordedRun:
         if state.is_complete:
             return ()
         return (state.message,)
+
+    def _in_run_folder(self, checkpoint: Path | None) -> str | None:
+        """Returns the path of a checkpoint in the run folder, which may be moved later."""
+        folder = self._run.paths.outputs
+        return str(checkpoint.relative_to(folder)) if checkpoint and checkpoint.is_relative_to(folder) else None
 
     def _note_forced_exit(self, interruption: RunInterrupted) -> None:
         self._record.set_status(interruption.status, f"{interruption} It was asked twice, so it exited at once.")

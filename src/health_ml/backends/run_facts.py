@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import param
 
@@ -22,8 +22,8 @@ from health_ml.deep_learning_config import parameters_of
 from health_ml.environment import RunEnvironment
 from health_ml.errors import HimlError
 from health_ml.experiment_config import ExperimentConfig
-from health_ml.lightning_container import LightningContainer
 from health_ml.planning.provenance import GitState, package_versions, read_git_state
+from health_ml.records.encoding import encode_value
 from health_ml.records.record import RunRecord
 from health_ml.settings import (
     RECORD_CONFIG_DOCUMENT,
@@ -33,6 +33,9 @@ from health_ml.settings import (
     RECORD_RUN_DOCUMENT,
 )
 from health_ml.version import __version__
+
+if TYPE_CHECKING:
+    from health_ml.lightning_container import LightningContainer
 
 logger = logging.getLogger(__name__)
 
@@ -94,6 +97,13 @@ def run_facts(
         },
         "num_nodes": experiment_config.num_nodes,
         "is_in_azureml": environment.is_in_azureml,
+        **machine_facts(),
+    }
+
+
+def machine_facts() -> dict[str, Any]:
+    """Returns what is known about the programs, the machine and the user."""
+    return {
         "health_ml": __version__,
         "python": platform.python_version(),
         "executable": sys.executable,
@@ -107,17 +117,14 @@ def run_facts(
 def resolved_config(
     experiment_config: ExperimentConfig, container: LightningContainer, sources: Mapping[str, str]
 ) -> dict[str, dict[str, Any]]:
-    """Returns each parameter with its value and where the value comes from."""
+    """Returns each parameter with its value, masked if it is a secret, and where the value comes from."""
     owners: tuple[param.Parameterized, ...] = (experiment_config, container)
-    config = {
-        name: {"value": getattr(owner, name), "source": sources.get(name, DEFAULT_SOURCE)}
-        for owner in owners
-        for name in parameters_of(owner)
+    values = {name: getattr(owner, name) for owner in owners for name in parameters_of(owner)}
+    values.update({f"trainer.{name}": value for name, value in container.trainer_argument_overrides.items()})
+    return {
+        name: {"value": encode_value(value, name=name), "source": sources.get(name, DEFAULT_SOURCE)}
+        for name, value in values.items()
     }
-    for name, value in container.trainer_argument_overrides.items():
-        flag = f"trainer.{name}"
-        config[flag] = {"value": value, "source": sources.get(flag, DEFAULT_SOURCE)}
-    return config
 
 
 def hyperparameters(container: LightningContainer) -> dict[str, Any]:
@@ -136,7 +143,9 @@ def write_config(
     tags: Mapping[str, Any],
 ) -> None:
     """Writes the values of all parameters, and the tags of the run."""
-    record.write_document(RECORD_CONFIG_DOCUMENT, resolved_config(experiment_config, container, sources))
+    # Only the values are secret: masked by the names, the sources would be hidden too.
+    config = resolved_config(experiment_config, container, sources)
+    record.write_document(RECORD_CONFIG_DOCUMENT, config, has_secrets=False)
     record.log_hyperparameters(hyperparameters(container))
     record.log_tags(tags)
 

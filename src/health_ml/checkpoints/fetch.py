@@ -9,10 +9,18 @@ from typing import Protocol
 from health_ml.checkpoints.download import DownloadLimits, download_checkpoint
 from health_ml.checkpoints.parser import ACCEPTED_FORMS, CheckpointParser, missing_file_error
 from health_ml.errors import ArgumentsError, CheckpointError, RunNotFoundError
+from health_ml.planning.fan_out_folder import FanOutFolder
 from health_ml.planning.run_store import find_run_folder
-from health_ml.settings import CHECKPOINT_SUFFIX, OUTPUTS_FOLDER, PRETRAINED_MODELS_FOLDER
+from health_ml.settings import (
+    BEST_CHECKPOINT,
+    CHECKPOINT_FOLDER,
+    CHECKPOINT_SUFFIX,
+    OUTPUTS_FOLDER,
+    PRETRAINED_MODELS_FOLDER,
+)
 
 _CHECKPOINTS_TO_NAME = 10
+_BEST = f"{CHECKPOINT_FOLDER}/{Path(BEST_CHECKPOINT).stem}"
 
 
 class CheckpointStore(Protocol):
@@ -73,7 +81,11 @@ def _checkpoint_in_run(run_folder: Path, remote_path: str) -> Path:
     """Returns a checkpoint in a run of the local store.
 
     Elsewhere the folder that the run writes to is called ``outputs``; a path that starts with it works here as well.
+    In a fan-out, ``best`` stands for the checkpoint of the best trial.
     """
+    fan_out = FanOutFolder(run_folder)
+    if remote_path == _BEST and fan_out.exists:
+        return _best_checkpoint(fan_out)
     for candidate in (remote_path, remote_path.removeprefix(f"{OUTPUTS_FOLDER}/")):
         if (run_folder / candidate).is_file():
             return (run_folder / candidate).resolve()
@@ -84,6 +96,21 @@ def _checkpoint_in_run(run_folder: Path, remote_path: str) -> Path:
     shown = ", ".join(f"{run_folder.name}:{name}" for name in present[:_CHECKPOINTS_TO_NAME])
     more = f" and {len(present) - _CHECKPOINTS_TO_NAME} more" if len(present) > _CHECKPOINTS_TO_NAME else ""
     raise CheckpointError(message, f"Its checkpoints are {_in_flag_form(shown)}{more}.")
+
+
+def _best_checkpoint(fan_out: FanOutFolder) -> Path:
+    """Returns the checkpoint of the best trial.
+
+    :raises CheckpointError: If there is none.
+    """
+    if fan_out.best_checkpoint.is_file():
+        return fan_out.best_checkpoint.resolve()
+    trials = ", ".join(fan_out.trial_run_id(index) for index in fan_out.trial_indices()[:_CHECKPOINTS_TO_NAME])
+    raise CheckpointError(
+        f"The fan-out '{fan_out.run_id}' has no best trial: it has not ended, no trial has finished, or no "
+        "--primary_metric ranks the trials.",
+        f"Name one of its trials: {trials}." if trials else "It has no trials at all.",
+    )
 
 
 def _in_flag_form(names: str) -> str:

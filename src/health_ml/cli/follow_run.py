@@ -1,7 +1,9 @@
-"""``--attach``, ``--status`` and ``--cancel``: looks after a run that was started before, also by another process."""
+"""``--attach``, ``--status``, ``--cancel`` and ``--rerun_failed``: looks after a run that was started before."""
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from pathlib import Path
 
@@ -10,24 +12,67 @@ from health_ml.backends.local_layout import LocalJobFolder
 from health_ml.backends.registry import load_backend, parse_cluster
 from health_ml.cli.command_line import CommandLine
 from health_ml.cli.run_store_flags import StoreFlags, read_store_flags
-from health_ml.cli.submit import EXIT_CODES, Place, Write, follow
-from health_ml.errors import EXIT_FAILED, BackendError
+from health_ml.cli.submit import Write, follow
+from health_ml.environment import Place
+from health_ml.errors import BackendError
+from health_ml.planning.fan_out_folder import FanOutFolder
 from health_ml.planning.run_store import find_run_folder
+from health_ml.records.fan_out_report import FanOutReport
+from health_ml.records.process_identity import process_identity
 from health_ml.records.reader import read_record
 from health_ml.records.record import RunStatus
 
+INTERRUPTED = frozenset({RunStatus.QUEUED, RunStatus.KILLED, RunStatus.PREEMPTED, RunStatus.CANCELLED})
+"""How a fan-out stands that can be taken up again where it was left."""
+
+CANCEL_SECONDS = 60.0
+_POLL_SECONDS = 0.1
 _STORE_FLAGS = frozenset({"cluster", "workspace_config_path", "auth"})
 
 
 def attach_to_run(command: CommandLine, place: Place, *, write: Write) -> int:
-    """Follows a run until it ends, and returns the exit code of the command.
+    """Follows a run until it ends, and returns the exit code of the command. An interrupted fan-out goes on.
 
     :raises RunNotFoundError: If there is no such run.
     :raises BackendError: If it was not submitted as a job.
     """
     flags = _flags(command, place, "--attach")
-    handle = _handle(command.attach, flags, place)
-    return follow(handle, write)
+    if not flags.config.cluster:
+        folder = find_run_folder(command.attach, place.project_root, flags.output_to)
+        if FanOutFolder(folder).exists and read_record(folder).status.status in INTERRUPTED:
+            return _take_up(folder, flags, place, is_rerunning_failed=False, write=write)
+    return follow(_handle(command.attach, flags, place), write)
+
+
+def rerun_failed(command: CommandLine, place: Place, *, write: Write) -> int:
+    """Runs the trials of a fan-out again that did not finish, and returns the exit code of the command.
+
+    :raises RunNotFoundError: If there is no such run.
+    :raises BackendError: If it is no fan-out, or is still running.
+    """
+    flags = _flags(command, place, "--rerun_failed")
+    folder = find_run_folder(command.rerun_failed, place.project_root, flags.output_to)
+    fan_out = FanOutFolder(folder)
+    if not fan_out.exists:
+        raise BackendError(
+            f"Run {command.rerun_failed} is no fan-out, so it has no trials that failed.",
+            f"himl-runner --rerun={command.rerun_failed} repeats it.",
+        )
+    if all(trial.status is RunStatus.FINISHED for trial in _report(fan_out).trials):
+        raise BackendError(f"No trial of {command.rerun_failed} has failed.", "There is nothing to run again.")
+    return _take_up(folder, flags, place, is_rerunning_failed=True, write=write)
+
+
+def _take_up(folder: Path, flags: StoreFlags, place: Place, *, is_rerunning_failed: bool, write: Write) -> int:
+    if LocalJobFolder(folder).job_file.exists():
+        from health_ml.backends.local_jobs import LocalBackend
+
+        backend = LocalBackend(place.project_root, output_to=flags.output_to)
+        return follow(backend.resume(folder.name, is_rerunning_failed=is_rerunning_failed), write)
+    from health_ml.backends.fan_out import run_fan_out
+
+    result = run_fan_out(folder, place=place, write=write, is_rerunning_failed=is_rerunning_failed)
+    return result.exit_code
 
 
 def show_status(command: CommandLine, place: Place, *, write: Write) -> int:
@@ -41,7 +86,7 @@ def show_status(command: CommandLine, place: Place, *, write: Write) -> int:
         folder = find_run_folder(command.status, place.project_root, flags.output_to)
         status, text = _local_status(command.status, folder)
         write(text)
-    return EXIT_CODES.get(status, EXIT_FAILED) if status.is_final else 0
+    return status.exit_code if status.is_final else 0
 
 
 def cancel_run(command: CommandLine, place: Place, *, write: Write) -> int:
@@ -51,6 +96,10 @@ def cancel_run(command: CommandLine, place: Place, *, write: Write) -> int:
     :raises BackendError: If it was not submitted as a job, or does not end.
     """
     flags = _flags(command, place, "--cancel")
+    if not flags.config.cluster:
+        folder = find_run_folder(command.cancel, place.project_root, flags.output_to)
+        if FanOutFolder(folder).exists and not LocalJobFolder(folder).job_file.exists():
+            return _cancel_fan_out(FanOutFolder(folder), write)
     handle = _handle(command.cancel, flags, place)
     before = handle.status()
     if before.is_final:
@@ -59,6 +108,41 @@ def cancel_run(command: CommandLine, place: Place, *, write: Write) -> int:
     handle.cancel()
     write(f"Run {handle.run_id}: {handle.wait(0).value}")
     return 0
+
+
+def _cancel_fan_out(folder: FanOutFolder, write: Write) -> int:
+    """Asks the command that runs a fan-out to end it, and waits until it has."""
+    from health_ml.backends.trial_lock import is_held, read_owner
+
+    owner = read_owner(folder.lock_file)
+    if not is_held(folder.lock_file) or not owner:
+        write(f"Fan-out {folder.run_id} is not running: {read_record(folder.record).status.status.value}.")
+        return 0
+    if owner.get("host") != process_identity().get("host"):
+        raise BackendError(
+            f"Fan-out {folder.run_id} runs as process {owner['pid']} on {owner['host']}.", "Cancel it there."
+        )
+    os.kill(int(owner["pid"]), signal.SIGINT)
+    deadline = time.monotonic() + CANCEL_SECONDS
+    while is_held(folder.lock_file) and time.monotonic() < deadline:
+        time.sleep(_POLL_SECONDS)
+    status = read_record(folder.record).status.status
+    if not status.is_final:
+        raise BackendError(
+            f"Fan-out {folder.run_id} has not ended {CANCEL_SECONDS:g} seconds after it was cancelled.",
+            f"It is process {owner['pid']}.",
+        )
+    write(f"Fan-out {folder.run_id}: {status.value}")
+    return 0
+
+
+def _report(folder: FanOutFolder) -> FanOutReport:
+    from health_ml.backends.fan_out import read_plan
+    from health_ml.backends.fan_out_results import make_report
+
+    plan = read_plan(folder, is_complete=False)
+    assert plan.search_space is not None
+    return make_report(folder, plan.search_space)
 
 
 def _flags(command: CommandLine, place: Place, mode: str) -> StoreFlags:
@@ -90,6 +174,9 @@ def _local_status(run_id: str, folder: Path) -> tuple[RunStatus, str]:
     facts["since"] = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(view.status.time))
     facts["folder"] = str(folder)
     lines = [f"Run {run_id}: {status.value}", *_rows(facts)]
+    fan_out = FanOutFolder(folder)
+    if fan_out.exists:
+        return status, "\n".join([*lines, "", _report(fan_out).to_text()])
     if view.last_values:
         lines += ["  metrics", *(f"    {name:24}{value:.6g}" for name, value in sorted(view.last_values.items()))]
     return status, "\n".join(lines)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +49,7 @@ def _load_container(draft: Draft) -> LightningContainer:
     _warn_about_hidden_parameters(container, set(parameters_of(container)) - set(names))
     built = values_of(container, names)
     variant = draft.config.model_variant
-    call_user_code(lambda: container.set_model_variant(variant))
+    call_user_code(container, "set_model_variant", variant)
     for name, value in values_of(container, names).items():
         draft.sources[name] = source_in_container(container, name, value)
     if variant:
@@ -76,17 +75,21 @@ def _warn_about_hidden_parameters(container: LightningContainer, hidden: set[str
         )
 
 
-def call_user_code(function: Callable[[], None]) -> None:
+def call_user_code(container: LightningContainer, method: str, *arguments: Any) -> None:
     """Calls a method of the container; a ValueError, which says what is wrong with a value, reaches the user as text.
 
     :raises ArgumentsError: With the text of the ValueError.
+    :raises ContainerError: With the line of the user's code, if the method raises anything else.
     """
-    try:
-        function()
-    except HimlError:
-        raise
-    except ValueError as error:
-        raise ArgumentsError(str(error) or type(error).__name__) from error
+    from health_ml.training.user_code import user_code  # the container has loaded what it imports
+
+    with user_code(container, method):
+        try:
+            getattr(container, method)(*arguments)
+        except HimlError:
+            raise
+        except ValueError as error:
+            raise ArgumentsError(str(error) or type(error).__name__) from error
 
 
 def update_experiment_config(draft: Draft, container: LightningContainer) -> None:
@@ -98,7 +101,7 @@ def update_experiment_config(draft: Draft, container: LightningContainer) -> Non
     from_user = set(draft.names_from_user())
     before = values_of(draft.config, names)
     before_in_container = values_of(container, from_user & set(container_parameters(container)))
-    call_user_code(lambda: container.update_experiment_config(draft.config))
+    call_user_code(container, "update_experiment_config", draft.config)
     for name in changed_names(draft.config, before):
         if name in from_user:
             logger.info("update_experiment_config changes %s, but the value that was given wins.", name)

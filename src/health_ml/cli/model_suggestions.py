@@ -40,7 +40,8 @@ def not_found_error(name: str, spec: ModuleSpec, folder: Path) -> ModelSearchErr
     message = f"There is no container called {name!r} {where}."
     searched = class_lines(itertools.islice(sources_below(spec), _MAX_FILES))
     flags = _suggestions(name, searched, is_default_package=spec.name == DEFAULT_SEARCH_PACKAGE)
-    flags += [flag for flag in _suggestions(name, _classes_in(folder)) if flag not in flags]
+    known = {*flags, *_flags(searched, False)}
+    flags += [flag for flag in _suggestions(name, _classes_in(folder)) if flag not in known]
     if not flags:
         flags = _flags(containers_among(searched), spec.name == DEFAULT_SEARCH_PACKAGE)
     return ModelSearchError(message, _hint(flags))

@@ -10,8 +10,8 @@ from typing import Any
 from health_ml.backends.local_layout import LocalJobFolder
 from health_ml.cli.command_line import CommandLine
 from health_ml.cli.run_store_flags import StoreFlags, read_store_flags
-from health_ml.cli.submit import Place
 from health_ml.cli.tokens import normalized
+from health_ml.environment import Place
 from health_ml.errors import ArgumentsError, PlanError, did_you_mean
 from health_ml.planning.plan import JobPlan
 from health_ml.planning.provenance import GitState, read_git_state

@@ -143,7 +143,9 @@ def _walk(roots: list[tuple[str, str]]) -> Iterator[Source]:
                 elif name != _PACKAGE_FILE and name[:-3].isidentifier() and entry.is_file():
                     yield Source(dotted + name[:-3], entry.path)
             elif name.isidentifier() and name not in _SKIPPED_FOLDERS and entry.is_dir():
-                (links if entry.is_symlink() else folders).append((entry.path, dotted + name))
+                # What lies in a folder of the search path, like src/, is not imported under the folder's name.
+                dotted_name = "" if entry.path in sys.path else dotted + name
+                (links if entry.is_symlink() else folders).append((entry.path, dotted_name))
 
 
 def _entries(folder: str, visited: set[tuple[int, int]]) -> list[os.DirEntry[str]]:

@@ -5,24 +5,21 @@ from __future__ import annotations
 import logging
 import shlex
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from health_ml.backends.base import Backend, BackendContext, Request, RunHandle
-from health_ml.backends.checks import check_before_start
 from health_ml.backends.registry import load_backend, parse_cluster
 from health_ml.cli.job_needs import named_software, read_compute, read_software
 from health_ml.cli.parse import ParsedCommand
 from health_ml.cli.planner import plan_job, travelling_state, travels_with
-from health_ml.environment import RunEnvironment, process_environment
-from health_ml.errors import EXIT_FAILED, PlanError, SnapshotError
+from health_ml.environment import Place, process_environment
+from health_ml.errors import EXIT_USAGE, PlanError, SnapshotError, exiting_with
 from health_ml.planning.plan import JobPlan
 from health_ml.planning.provenance import GitState, read_git_state
 from health_ml.planning.secret_files import check_secret_files
-from health_ml.planning.snapshot import Snapshot, hash_cache_folder, take_snapshot
-from health_ml.records.record import RunStatus
-from health_ml.training.result import EXIT_SIGNAL_BASE
+from health_ml.planning.snapshot import Snapshot, hash_cache_folder, take_snapshot, user_cache_folder
+from health_ml.settings import MLFLOW_DATABASE, MLFLOW_DATABASE_LOCK, OUTPUTS_FOLDER
 
 if TYPE_CHECKING:
     from health_ml.cli.rerun import Repetition
@@ -31,40 +28,16 @@ logger = logging.getLogger(__name__)
 
 Write = Callable[[str], object]
 
-EXIT_CODES = {
-    RunStatus.FINISHED: 0,
-    RunStatus.CANCELLED: EXIT_SIGNAL_BASE + 2,
-    RunStatus.PREEMPTED: EXIT_SIGNAL_BASE + 15,
-}
-"""Exit code of a command that waited for a run, by how the run ended; any other end counts as failed."""
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where the command was typed.
-
-    :param start_directory: The folder; relative paths start there, and what is below it travels.
-    :param project_root: Folder of the store of runs.
-    """
-
-    start_directory: Path
-    project_root: Path
-
-    @classmethod
-    def of(cls, environment: RunEnvironment, current_directory: Path) -> Place:
-        """Returns the place of a command."""
-        start_directory = environment.start_directory or current_directory
-        return cls(start_directory, environment.project_root or start_directory)
-
 
 def submit_job(parsed: ParsedCommand, place: Place, *, write: Write) -> int:
     """Submits the job that a command line asks for, and returns the exit code of the command.
 
     :raises HimlError: If the job was refused; nothing is left behind then.
     """
-    backend = _backend(parsed, place)
-    plan, git_state = _plan_with_snapshot(parsed, place, backend, is_stored=True)
-    handle = backend.submit(backend.render(plan), git_state=git_state)
+    with exiting_with(EXIT_USAGE):
+        backend = _backend(parsed, place)
+        plan, git_state = _plan_with_snapshot(parsed, place, backend, is_stored=True)
+        handle = backend.submit(backend.render(plan), git_state=git_state)
     write(submitted_text(handle, backend, output_to=parsed.container.output_to))
     return follow(handle, write) if parsed.experiment_config.wait_for_completion else 0
 
@@ -76,6 +49,8 @@ def show_plan(parsed: ParsedCommand, place: Place, *, is_plan_only: bool, write:
         plan, _ = _plan_with_snapshot(parsed, place, backend, is_stored=False)
         request = backend.render(plan)
     else:
+        from health_ml.backends.checks import check_before_start  # imports Lightning, as the model does
+
         check_before_start(
             parsed.experiment_config,
             parsed.container,
@@ -112,41 +87,43 @@ def resubmit_job(repetition: Repetition, place: Place, *, only_plans: bool, writ
     return follow(handle, write) if flags.config.wait_for_completion else 0
 
 
-def plan_for_record(parsed: ParsedCommand, place: Place) -> JobPlan | None:
-    """Returns the plan of a run in this process, for its record; None if a value cannot be written as a flag.
+def plan_here(parsed: ParsedCommand, place: Place) -> JobPlan:
+    """Returns the plan of what runs in this process or its children, from the user's own files.
 
     The state of the code is a document of its own in the record, which is written while the training starts.
 
     :raises SnapshotError: If the code is not clean although that is required.
+    :raises PlanError: If a value of the command line cannot be written as a flag.
     """
     if parsed.experiment_config.require_clean:
         _git_state(parsed, place)
+    return plan_job(parsed, start_directory=place.start_directory, environ=process_environment())
+
+
+def plan_for_record(parsed: ParsedCommand, place: Place) -> JobPlan | None:
+    """Returns the plan of a run in this process, for its record; None if it cannot be repeated from a plan."""
     try:
-        return plan_job(parsed, start_directory=place.start_directory, environ=process_environment())
+        return plan_here(parsed, place)
     except PlanError as error:
         logger.info("The run cannot be repeated with --rerun: %s", error)
         return None
 
 
-def plan_here(parsed: ParsedCommand, place: Place) -> JobPlan:
-    """Returns the plan of what runs in this process or its children, from the user's own files."""
-    git_state = _git_state(parsed, place)
-    return plan_job(parsed, start_directory=place.start_directory, environ=process_environment(), git_state=git_state)
-
-
-def check_clean(state: GitState | None, folder: Path) -> None:
-    """Raises an error unless everything is committed.
+def check_clean(state: GitState | None, place: Place) -> None:
+    """Raises an error unless everything is committed; what runs leave behind does not count.
 
     :raises SnapshotError: Naming what is not.
     """
     if state is None:
         raise SnapshotError(
-            f"--require_clean: {folder} is not in a git repository, or git is missing.",
+            f"--require_clean: {place.start_directory} is not in a git repository, or git is missing.",
             "Make it one with git init, or leave out --require_clean.",
         )
     problems = ["tracked files have changes that are not committed"] if state.is_dirty else []
-    if state.untracked:
-        shown = ", ".join(state.untracked[:10]) + (", …" if len(state.untracked) > 10 else "")
+    own = {place.project_root.resolve() / name for name in (OUTPUTS_FOLDER, MLFLOW_DATABASE, MLFLOW_DATABASE_LOCK)}
+    untracked = [path for path in state.untracked if (state.root.resolve() / path) not in own]
+    if untracked:
+        shown = ", ".join(untracked[:10]) + (", …" if len(untracked) > 10 else "")
         problems.append(f"there are untracked files: {shown}")
     if problems:
         raise SnapshotError(
@@ -164,7 +141,7 @@ def check_travelling(regression_test_folder: Path | None, snapshot: Snapshot, fo
     if path is None:
         return
     absolute = folder / path
-    if not absolute.is_relative_to(folder) or not travels_with(snapshot)(absolute.relative_to(folder)):
+    if not absolute.is_relative_to(folder) or not travels_with(snapshot, folder)(absolute.relative_to(folder)):
         raise SnapshotError(
             f"--regression_test_folder={path} does not travel with the job.",
             f"Put it below {folder}; --list_snapshot shows what travels, and which rule leaves it out.",
@@ -195,7 +172,7 @@ def follow(handle: RunHandle, write: Write) -> int:
     write(f"\nRun {handle.run_id}: {status.value}")
     for name, text in handle.facts().items():
         write(f"  {name:<10}{text}")
-    return EXIT_CODES.get(status, EXIT_FAILED)
+    return status.exit_code
 
 
 def _backend(parsed: ParsedCommand, place: Place) -> Backend:
@@ -203,6 +180,8 @@ def _backend(parsed: ParsedCommand, place: Place) -> Backend:
     name = parse_cluster(config.cluster)
     backend_class = load_backend(name.backend)
     if backend_class.is_on_this_machine:
+        from health_ml.backends.checks import check_before_start  # imports Lightning, as the model does
+
         check_before_start(config, container, start_directory=place.start_directory, project_root=place.project_root)
     context = BackendContext(name.target, place.project_root, container.output_to, config, place.start_directory)
     return backend_class.create(context)
@@ -221,7 +200,12 @@ def _plan_with_snapshot(
         if backend.needs_software
         else named_software(config)
     )
-    snapshot = take_snapshot(folder, cache_folder=hash_cache_folder(environ), max_snapshot_mb=config.max_snapshot_mb)
+    snapshot = take_snapshot(
+        folder,
+        cache_folder=hash_cache_folder(environ),
+        max_snapshot_mb=config.max_snapshot_mb,
+        extra_patterns=own_folders(folder, parsed.container.output_to, user_cache_folder(environ)),
+    )
     check_secret_files(folder, snapshot.files, allowed=config.allow_secret_files)
     if not backend.is_on_this_machine:
         check_travelling(parsed.container.regression_test_folder, snapshot, folder)
@@ -242,8 +226,16 @@ def _plan_with_snapshot(
     return plan, git_state
 
 
+def own_folders(folder: Path, *places: Path | None) -> tuple[str, ...]:
+    """Returns ignore patterns for those of the given folders that lie below a folder: what this program writes."""
+    inside = [
+        place.relative_to(folder).as_posix() for place in places if place is not None and place.is_relative_to(folder)
+    ]
+    return tuple(f"/{path}/" for path in inside if path != ".")
+
+
 def _git_state(parsed: ParsedCommand, place: Place) -> GitState | None:
     state = read_git_state(place.start_directory)
     if parsed.experiment_config.require_clean:
-        check_clean(state, place.start_directory)
+        check_clean(state, place)
     return state

@@ -7,6 +7,7 @@ from pathlib import Path
 from health_ml.cli.command_line import CommandLine
 from health_ml.cli.run_store_flags import read_store_flags
 from health_ml.errors import BackendError
+from health_ml.planning.run_store import find_run_folder
 
 
 def sync_run(command: CommandLine, *, start_directory: Path) -> str:
@@ -19,10 +20,9 @@ def sync_run(command: CommandLine, *, start_directory: Path) -> str:
     flags = read_store_flags(
         command, start_directory=start_directory, mode="--sync", allowed=frozenset({"tracking_uri"})
     )
-    from health_ml.records.reader import find_run  # the records load what only this needs
-    from health_ml.records.sync import sync
+    from health_ml.records.sync import sync  # loads what only this needs
 
-    folder = find_run(command.sync, project_root=start_directory, output_to=flags.output_to)
+    folder = find_run_folder(command.sync, start_directory, flags.output_to)
     state = sync(folder, tracking_uri=flags.config.tracking_uri, project_root=start_directory)
     if not state.is_complete:
         raise BackendError(state.message)

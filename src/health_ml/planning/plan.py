@@ -99,6 +99,20 @@ class PlannedCompute:
 
 
 @dataclass(frozen=True)
+class PlannedTrials:
+    """How the trials of a fan-out are run; what varies between them is in the search space.
+
+    :param is_failing_fast: True to cancel the other trials when one fails.
+    :param max_num_gpus: Largest number of GPUs of one trial; 0: it uses none; -1: one, if there are any.
+    :param tracking_uri: Where the fan-out and its trials are mirrored to, the value of ``--tracking_uri``.
+    """
+
+    is_failing_fast: bool = False
+    max_num_gpus: int = -1
+    tracking_uri: str = ""
+
+
+@dataclass(frozen=True)
 class Provenance:
     """Which version of the code travels.
 
@@ -149,6 +163,7 @@ class JobPlan:
     :param limits: Time and memory.
     :param tags: Tags of the run; make it with :func:`pairs_of`.
     :param search_space: What a fan-out varies, or None for a single run.
+    :param trials: How the trials of a fan-out are run.
     :param provenance: Version of the code, or None outside of a repository.
     """
 
@@ -167,6 +182,7 @@ class JobPlan:
     limits: PlannedLimits = field(default_factory=PlannedLimits)
     tags: Pairs = ()
     search_space: SearchSpace | None = None
+    trials: PlannedTrials = field(default_factory=PlannedTrials)
     provenance: Provenance | None = None
 
     @property
@@ -198,6 +214,7 @@ class JobPlan:
             "limits": asdict(self.limits),
             "tags": dict(self.tags),
             "search_space": self.search_space.to_json() if self.search_space else None,
+            "trials": asdict(self.trials),
             "provenance": _with_lists(self.provenance) if self.provenance else None,
         }
 
@@ -230,6 +247,7 @@ class JobPlan:
                 environment_variables=pairs_of(entries.pop("environment_variables")),
                 limits=PlannedLimits(**entries.pop("limits")),
                 tags=pairs_of(entries.pop("tags")),
+                trials=PlannedTrials(**entries.pop("trials")),
                 search_space=SearchSpace.from_json(search_space) if search_space is not None else None,
                 provenance=Provenance(**_with_tuples(provenance)) if provenance is not None else None,
                 **entries,

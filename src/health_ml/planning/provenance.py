@@ -148,10 +148,11 @@ def _run_git(folder: Path, *arguments: str, may_fail: bool = False) -> bytes | N
         return None
     if finished.returncode == 0:
         return finished.stdout
-    if not may_fail:
-        reason = _text(finished.stderr).strip()
-        level = logging.INFO if "not a git repository" in reason else logging.WARNING
-        logger.log(level, "git %s failed, the state of the code is not recorded: %s", arguments[0], reason)
+    reason = _text(finished.stderr).strip()
+    if "not a git repository" in reason:
+        logger.info("%s is not in a git repository: the state of the code is not recorded.", folder)
+    elif not may_fail:
+        logger.warning("git %s failed, the state of the code is not recorded: %s", arguments[0], reason)
     return None
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from health_ml.errors import RunNotFoundError, did_you_mean
+from health_ml.planning.fan_out_folder import find_trial_folder
 from health_ml.settings import OUTPUTS_FOLDER, PRETRAINED_MODELS_FOLDER
 
 _NEWEST_RUNS_TO_NAME = 3
@@ -27,7 +28,8 @@ def run_store_folders(project_root: Path, output_to: Path | None = None) -> tupl
 def find_run_folder(run_id: str, project_root: Path, output_to: Path | None = None) -> Path:
     """Returns the absolute folder of the run with the given id in the local store.
 
-    :param run_id: Name of the run folder, for example ``2025-01-31T120000Z_HelloWorld``.
+    :param run_id: Name of the run folder, for example ``2025-01-31T120000Z_HelloWorld``, or the id of a trial, which
+        is that of its fan-out with ``_`` and the number of the trial behind it. A run folder of that name wins.
     :param project_root: Folder of the project; runs lie in its ``outputs`` folder.
     :param output_to: A folder that is searched first, the value of ``--output_to``.
     :raises RunNotFoundError: If there is no such run, naming the nearest ids and the folders that were searched.
@@ -37,6 +39,10 @@ def find_run_folder(run_id: str, project_root: Path, output_to: Path | None = No
         for store in stores:
             if (store / run_id).is_dir():
                 return store / run_id
+        for store in stores:
+            trial = find_trial_folder(store, run_id)
+            if trial is not None:
+                return trial
     searched = " and ".join(str(store) for store in stores)
     raise RunNotFoundError(f"There is no run '{run_id}' in {searched}.", _way_out(run_id, list(_run_folders(stores))))
 

@@ -115,7 +115,7 @@ def mask_arguments(argv: Sequence[str]) -> list[str]:
     is_value_of_secret = False
     for argument in argv:
         name, has_value, value = argument.partition("=")
-        is_flag = argument.startswith("-") and any(character.isalpha() for character in name)
+        is_flag = argument.startswith("--")  # as the command line has it: "-x" after a flag is its value
         if is_value_of_secret and not is_flag:
             masked.append(MASK)
         elif is_flag and has_value:

@@ -113,13 +113,14 @@ class FanOutReport:
                 str(trial.index),
                 *(_text(trial.parameters.get(name, "")) for name in self.parameter_names()),
                 *([_number(trial.metrics.get(metric))] if metric else []),
-                trial.status.value + (f" ({trial.note})" if trial.note else ""),
+                trial.status.value,
                 _duration(trial.seconds),
                 trial.run_id,
             ]
             for trial in self.trials
         ]
-        parts = [_aligned(header, rows)]
+        notes = [f"Trial {trial.index}: {trial.note}" for trial in self.trials if trial.note]
+        parts = [_aligned(header, rows), *(["\n".join(notes)] if notes else [])]
         summary = [
             [name, str(found.count), *map(_number, (found.mean, found.deviation, found.minimum, found.maximum))]
             for name, found in self.statistics().items()

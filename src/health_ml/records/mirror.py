@@ -24,6 +24,7 @@ from typing import Any
 
 import health_ml
 from health_ml.environment import environment_variables, process_environment
+from health_ml.planning.fan_out_folder import FanOutFolder
 from health_ml.planning.secrets import mask_text
 from health_ml.records.mirror_state import MirrorProgress, MirrorSettings, MirrorState, catch_up_hint, mirror_lock
 from health_ml.records.tracking import NO_TRACKING, resolve_tracking_uri, split_credentials
@@ -318,13 +319,19 @@ class _Waiter:
 
 def mirror_until_end(record_folder: Path, settings: MirrorSettings) -> None:
     """Mirrors a record until its run has ended. While another mirror is at work, waits for that one to end."""
+    from health_ml.records.fan_out_mirror import FanOutMirror
     from health_ml.records.mirror_loop import MirrorLoop
 
     wait = _Waiter()
+    fan_out = FanOutFolder(record_folder.parent)
     while True:
         with mirror_lock(record_folder) as is_mine:
             if is_mine:
-                loop = MirrorLoop(record_folder, settings, wait=wait)
+                loop = (
+                    FanOutMirror(fan_out, settings, wait=wait)
+                    if fan_out.exists
+                    else MirrorLoop(record_folder, settings, wait=wait)
+                )
                 signal.signal(signal.SIGTERM, loop.request_stop)
                 loop.run()
                 return

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import random
+import socket
+import textwrap
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,6 +24,9 @@ from health_ml.records.tracking import NO_TRACKING
 from health_ml.settings import RECORD_METRICS_FILE
 
 logger = logging.getLogger(__name__)
+
+
+_LONGEST_REASON = 300
 
 
 @dataclass(frozen=True)
@@ -77,6 +82,7 @@ class MirrorLoop:
         self._is_final = False
         self._failures = 0
         self._next_try = 0.0
+        self._has_log = True
         self._ended_at: float | None = None
         self._stop_at: float | None = None
 
@@ -89,32 +95,43 @@ class MirrorLoop:
         try:
             while True:
                 status = self.push()
-                if self._is_at_end(status):
-                    return self._close(status)
-                self._wait(self._pause())
+                if self.is_at_end(status):
+                    return self.close(status)
+                self._wait(self.pause())
         finally:
-            if self._tensorboard is not None:
-                self._tensorboard.close()
+            self._close_tensorboard()
 
     def run_once(self) -> MirrorState:
-        """Returns what was achieved by carrying over what is there now, with a few tries."""
+        """Returns what was achieved by carrying over what is there now, with a few tries.
+
+        Somebody reads what is logged meanwhile, so that it has no tracebacks.
+        """
+        self._has_log = False
         for _ in range(3):
             status = self.push()
             if self._error is None or self._is_hopeless():
                 break
             self._wait(max(0.0, self._next_try - time.monotonic()))
-        if self._tensorboard is not None:
-            self._tensorboard.close()
-        return self._close(status)
+        return self.close(status)
 
-    def push(self) -> StatusView:
-        """Returns how the run stands, after carrying over what was in the record before."""
+    @property
+    def error(self) -> Exception | None:
+        """Why MLflow lacks something, or None."""
+        return self._error
+
+    def push(self, *, blocked_by: Exception | None = None) -> StatusView:
+        """Returns how the run stands, after carrying over what was in the record before.
+
+        :param blocked_by: Why there is no sense in trying MLflow now.
+        """
         status = self._read_status()
         self._is_final = status.status.is_final
         if self._tensorboard is not None:
             self._try_tensorboard(self._tensorboard)
         self._was_tried = self._mlflow is not None and time.monotonic() >= self._next_try
-        if self._was_tried:
+        if self._mlflow is not None and blocked_by is not None:
+            self._error = blocked_by
+        elif self._was_tried:
             self._try_mlflow(status)
         return status
 
@@ -134,7 +151,8 @@ class MirrorLoop:
             self._mlflow.push(status, self._save_or_stop)
         except Exception as error:  # whatever a server does, the record is safe and can be mirrored later
             if str(error) != str(self._error):
-                logger.warning("MLflow: %s", mask_text(str(error)), exc_info=self._failures == 0)
+                is_first_in_log = self._has_log and self._failures == 0
+                logger.warning("MLflow: %s.", _reason(error), exc_info=is_first_in_log)
             self._error = error
             self._failures += 1
             self._progress.message = self._message(status, self._mlflow.dropped)
@@ -159,7 +177,11 @@ class MirrorLoop:
             record.close()
         return status
 
-    def _is_at_end(self, status: StatusView) -> bool:
+    def is_at_end(self, status: StatusView) -> bool:
+        """Returns True if there is nothing more to do, or nothing helps any more.
+
+        :param status: What the last push returned.
+        """
         now = time.monotonic()
         if not self._folder.is_dir():
             return True
@@ -181,29 +203,39 @@ class MirrorLoop:
     def _is_hopeless(self) -> bool:
         return self._error is not None and is_permanent(self._error)
 
-    def _pause(self) -> float:
+    def pause(self) -> float:
+        """Returns how long to wait before the next push."""
         if self._ended_at is None:
             return self._patience.poll_seconds
         return max(0.05, min(self._patience.poll_seconds, self._next_try - time.monotonic()))
 
-    def _close(self, status: StatusView) -> MirrorState:
+    def close(self, status: StatusView, *, missing: str = "") -> MirrorState:
+        """Returns what was achieved, after writing it down.
+
+        :param status: What the last push returned.
+        :param missing: What else is missing, as a sentence.
+        """
+        self._close_tensorboard()
         dropped = self._mlflow.dropped if self._mlflow else []
-        has_all = self._error is None and self._tensorboard_error is None
+        has_all = self._error is None and self._tensorboard_error is None and not missing
         self._progress.is_complete = has_all and status.status.is_final
-        self._progress.message = self._message(status, dropped)
+        self._progress.message = f"{self._message(status, dropped)} {missing}".strip()
         self._save()
         logger.info("%s", self._progress.message)
         return self._progress.as_state()
+
+    def _close_tensorboard(self) -> None:
+        if self._tensorboard is not None:
+            self._tensorboard.close()
 
     def _message(self, status: StatusView, dropped: list[str]) -> str:
         uri = self._progress.settings["tracking_uri"]
         if self._error is not None:
             position = self._progress.positions.get(RECORD_METRICS_FILE, 0)
             missing = len(read_lines(self._folder / RECORD_METRICS_FILE, position))
-            reason = mask_text(str(self._error)).strip().split("\n")[0][:300]
             return (
                 f"The record in {self._folder} is complete, but MLflow at {uri} lacks its last {missing} rows of "
-                f"metrics and the status: {reason} {catch_up_hint(self._folder)}"
+                f"metrics and the status: {_reason(self._error)}. {catch_up_hint(self._folder)}"
             )
         if self._tensorboard_error is not None:
             return f"The TensorBoard event file could not be written: {self._tensorboard_error}."
@@ -232,3 +264,18 @@ class MirrorLoop:
         except OSError as error:
             # A full disk: the next one to continue asks the server what it has.
             logger.warning("Cannot write how far the mirror came: %s", error)
+
+
+def _reason(error: BaseException) -> str:
+    """Returns what went wrong as the end of a sentence, without secrets; of what MLflow has wrapped, the innermost."""
+    current: BaseException | None = error
+    while current is not None:
+        if isinstance(current, ConnectionRefusedError):
+            return "nobody answers there (connection refused)"
+        if isinstance(current, socket.gaierror):
+            return "there is no such host"
+        if isinstance(current, TimeoutError) and current.errno is not None:
+            return f"no answer in time ({current.strerror})"
+        current = current.__cause__ or current.__context__
+    text = mask_text(str(error)).strip().partition("\n")[0]
+    return textwrap.shorten(text, _LONGEST_REASON, placeholder=" …").rstrip(".") or type(error).__name__

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from health_ml.planning.secrets import mask_text
-from health_ml.records.reader import RecordView, read_document
+from health_ml.records.reader import read_document
 from health_ml.settings import RECORD_MIRROR_DOCUMENT, RECORD_MIRROR_LOCK_FILE
 
 
@@ -100,8 +101,9 @@ class MirrorProgress:
 
 
 def catch_up_hint(record_folder: Path) -> str:
-    """Returns what the user can do about a mirror that lacks something."""
-    return f"Catch up with: himl-runner --sync={RecordView(record_folder).run_id}"
+    """Returns what the user can do about a mirror that lacks something, in whatever folder that is typed."""
+    run = record_folder.absolute().parent
+    return f"Catch up with: himl-runner --sync={shlex.quote(run.name)} --output_to={shlex.quote(str(run.parent))}"
 
 
 @contextmanager

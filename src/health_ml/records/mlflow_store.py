@@ -96,7 +96,7 @@ def database_path(tracking_uri: str) -> Path | None:
 
 def load_client() -> None:
     """Imports what the mirror needs, which takes some seconds."""
-    names = ("mlflow", "mlflow.entities", "mlflow.store.tracking.sqlalchemy_store", "health_ml.records.mirror_loop")
+    names = ("mlflow", "mlflow.entities", "mlflow.store.tracking.sqlalchemy_store", "health_ml.records.fan_out_mirror")
     for name in names:
         importlib.import_module(name)
 

@@ -9,13 +9,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from health_ml.errors import RunNotFoundError, did_you_mean
+from health_ml.errors import RunNotFoundError
 from health_ml.records.encoding import decode_number
 from health_ml.records.lines import read_rows
 from health_ml.records.process_identity import is_dead
 from health_ml.records.record import RunStatus
 from health_ml.settings import (
-    OUTPUTS_FOLDER,
     RECORD_FOLDER,
     RECORD_HYPERPARAMETERS_FILE,
     RECORD_METRICS_FILE,
@@ -126,27 +125,6 @@ def read_record(folder: Path) -> RecordView:
     )
 
 
-def find_run(run_id: str, *, project_root: Path, output_to: Path | None = None) -> Path:
-    """Returns the run folder of the run with this id.
-
-    :param project_root: Its folder ``outputs`` is searched.
-    :param output_to: Searched first, if given.
-    :raises RunNotFoundError: If there is no such run, naming the nearest ids; also if the id is not one.
-    """
-    parents = [folder for folder in (output_to, project_root / OUTPUTS_FOLDER) if folder is not None]
-    searched = " and ".join(str(folder) for folder in dict.fromkeys(parents))
-    if not run_id or run_id.startswith(".") or any(character in "/\\\0" for character in run_id):
-        raise RunNotFoundError(
-            f"{run_id!r} is not a run id.", f"A run id is the name of a folder in {searched}, without any slash."
-        )
-    for parent in parents:
-        if (parent / run_id / RECORD_FOLDER).is_dir():
-            return parent / run_id
-    known = sorted({name for parent in parents for name in _run_ids(parent)})
-    for_example = f"The latest one is '{known[-1]}'." if known else "There are no runs yet."
-    raise RunNotFoundError(f"There is no run '{run_id}' in {searched}.", did_you_mean(run_id, known) or for_example)
-
-
 def get_mlflow_run_id(record_folder: Path) -> str | None:
     """Returns the id that MLflow gave to the run, or None if it has not been mirrored there."""
     run_id = read_document(record_folder / f"{RECORD_MIRROR_DOCUMENT}.json").get("mlflow_run_id")
@@ -201,10 +179,3 @@ def _merged(rows: list[dict[str, Any]], key: str) -> dict[str, Any]:
         values = row.get(key)
         merged.update(values if isinstance(values, dict) else {})
     return merged
-
-
-def _run_ids(parent: Path) -> list[str]:
-    try:
-        return [folder.name for folder in parent.iterdir() if (folder / RECORD_FOLDER).is_dir()]
-    except OSError:
-        return []

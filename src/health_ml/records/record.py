@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import time
 from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from health_ml.errors import OutputError
+from health_ml.errors import EXIT_FAILED, EXIT_SIGNAL_BASE, OutputError
 from health_ml.planning.secrets import mask_program_text, mask_text
 from health_ml.records.encoding import encode_line, encode_number, encode_value
 from health_ml.records.process_identity import process_identity
@@ -52,6 +53,16 @@ class RunStatus(str, Enum):
         """True if the process that wrote this status does nothing more."""
         return self not in (RunStatus.QUEUED, RunStatus.RUNNING)
 
+    @property
+    def exit_code(self) -> int:
+        """Exit code of a process whose run ended so: 0 only if everything that was asked for was done."""
+        codes = {
+            RunStatus.FINISHED: 0,
+            RunStatus.PREEMPTED: EXIT_SIGNAL_BASE + signal.SIGTERM,
+            RunStatus.CANCELLED: EXIT_SIGNAL_BASE + signal.SIGINT,
+        }
+        return codes.get(self, EXIT_FAILED)
+
 
 class RunRecord:
     """The record of one run. Make it with :meth:`create`; the files stay open until :meth:`close`.
@@ -88,14 +99,15 @@ class RunRecord:
         record.set_status(RunStatus.RUNNING)
         return record
 
-    def write_document(self, name: str, content: Any) -> Path:
+    def write_document(self, name: str, content: Any, *, has_secrets: bool = True) -> Path:
         """Returns the path of ``<name>.json`` after writing the content to it, all or nothing.
 
         Values that JSON lacks are stored as text, and secrets are masked.
 
+        :param has_secrets: False if they are masked already.
         :raises OutputError: If the file cannot be written.
         """
-        plain = encode_value(content, is_masked=name not in _DOCUMENTS_WITHOUT_SECRETS)
+        plain = encode_value(content, is_masked=has_secrets and name not in _DOCUMENTS_WITHOUT_SECRETS)
         return self._write_file(f"{name}.json", json.dumps(plain, indent=2, allow_nan=False) + "\n")
 
     def write_text(self, file_name: str, text: str) -> Path:
@@ -153,6 +165,13 @@ class RunRecord:
             **process_identity(),
         }
         self._append(RECORD_STATUS_FILE, encode_line(row))
+
+    def append_row(self, file_name: str, row: Mapping[str, Any]) -> None:
+        """Appends a line to a file of the record that this class does not know; the values have to be those of JSON.
+
+        :raises OutputError: If it cannot be written.
+        """
+        self._append(file_name, encode_line(dict(row)))
 
     def close(self) -> None:
         """Closes the files. What was logged is in them already."""

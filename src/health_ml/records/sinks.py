@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from health_ml.environment import process_environment
+from health_ml.planning.fan_out_folder import FanOutFolder
 from health_ml.records.lines import CHUNK_BYTES, Line, read_lines
 from health_ml.records.mirror_state import MirrorProgress, MirrorSettings
 from health_ml.records.mlflow_store import MlflowRun, Point, clean_name, database_path, open_client
@@ -30,6 +31,7 @@ from health_ml.settings import (
 logger = logging.getLogger(__name__)
 
 _ENV_MLFLOW_RUN_ID = "MLFLOW_RUN_ID"
+_PARENT_TAG = "mlflow.parentRunId"
 _POINTS_PER_BATCH = 1000
 _MLFLOW_STATUS = {
     RunStatus.QUEUED: "SCHEDULED",
@@ -134,7 +136,8 @@ class MlflowSink:
         """Returns the run in the store, made at the first call."""
         if self._run is None:
             client = open_client(self._settings.tracking_uri)
-            adopted = process_environment().get(_ENV_MLFLOW_RUN_ID)
+            fan_out = FanOutFolder.of_trial(self._folder.parent)
+            adopted = process_environment().get(_ENV_MLFLOW_RUN_ID) if fan_out is None else None
             known = self._progress.mlflow_run_id or adopted
             self._is_ours = not adopted or known != adopted
             if known:
@@ -148,7 +151,16 @@ class MlflowSink:
                     run_name=self._settings.run_name,
                     start_time=float(facts.get("created") or facts.get("started") or 0.0),
                 )
+            parent = self._parent_run_id(fan_out) if fan_out else None
+            if parent:
+                self._run.log_tags({_PARENT_TAG: parent})
         return self._run
+
+    def _parent_run_id(self, fan_out: FanOutFolder) -> str | None:
+        """Returns the id that the fan-out of this trial has in the same store, or None if it has none there."""
+        progress = MirrorProgress.load(fan_out.record)
+        is_same_store = progress.settings.get("tracking_uri") == self._settings.masked()["tracking_uri"]
+        return progress.mlflow_run_id if is_same_store else None
 
     def _push_documents(self, run: MlflowRun, save: Callable[[], None]) -> None:
         """Writes the documents that have changed: some of what they say as tags, and the files to a server."""

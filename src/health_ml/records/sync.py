@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 from health_ml.environment import environment_variables, process_environment
 from health_ml.errors import ArgumentsError, BackendError
+from health_ml.planning.fan_out_folder import FanOutFolder
 from health_ml.planning.secrets import MASK, mask_text
+from health_ml.records.fan_out_mirror import FanOutMirror, trial_settings
 from health_ml.records.mirror import MLFLOW_ENVIRONMENT
 from health_ml.records.mirror_loop import MirrorLoop
 from health_ml.records.mirror_state import MirrorProgress, MirrorSettings, MirrorState, mirror_lock
@@ -38,11 +41,14 @@ def sync(record_folder: Path, *, tracking_uri: str = "", project_root: Path | No
             )
         address = {ENV_MLFLOW_TRACKING_URI: settings.tracking_uri}
         with environment_variables({**MLFLOW_ENVIRONMENT, **credentials, **address}):
+            fan_out = FanOutFolder(folder.parent)
+            if fan_out.exists:
+                return FanOutMirror(fan_out, settings, wait=time.sleep).run_once()
             return MirrorLoop(folder, settings, wait=time.sleep).run_once()
 
 
 def _settings(folder: Path, tracking_uri: str, project_root: Path) -> tuple[MirrorSettings, dict[str, str]]:
-    saved = MirrorProgress.load(folder).settings
+    saved = _saved_settings(folder)
     run = read_record(folder).document(RECORD_RUN_DOCUMENT)
     run_id = str(run.get("run_id") or folder.parent.name)
     environ = process_environment()
@@ -60,6 +66,18 @@ def _settings(folder: Path, tracking_uri: str, project_root: Path) -> tuple[Mirr
         tensorboard_folder=saved.get("tensorboard_folder", ""),
     )
     return settings, credentials
+
+
+def _saved_settings(folder: Path) -> dict[str, str]:
+    """Returns where a record was mirrored to; for a trial that was not, where its fan-out was."""
+    saved = MirrorProgress.load(folder).settings
+    fan_out = FanOutFolder.of_trial(folder.parent)
+    if saved or fan_out is None:
+        return saved
+    settings = MirrorProgress.load(fan_out.record).settings
+    if not settings:
+        return {}
+    return asdict(trial_settings(fan_out, int(folder.parent.name), MirrorSettings(**settings)))
 
 
 def _saved_uri(saved: str, in_environment: str) -> str:

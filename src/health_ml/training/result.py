@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import signal
 from dataclasses import dataclass
 from pathlib import Path
 
 from health_ml.deep_learning_config import RunPaths
-from health_ml.errors import EXIT_FAILED
+from health_ml.errors import HimlError
 from health_ml.records.record import RunStatus
-
-EXIT_SIGNAL_BASE = 128
-"""By convention of the shell, a process that a signal ends has the exit code 128 plus the number of the signal."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +34,7 @@ class RunResult:
     :param metrics: Last value of every metric, by name.
     :param checkpoint: The checkpoint that was tested, or else the last one, or None if none was kept.
     :param messages: Sentences for the summary.
+    :param error: What failed after the run had come to its end: its results are not the expected ones.
     """
 
     run_id: str
@@ -46,13 +43,9 @@ class RunResult:
     metrics: dict[str, float]
     checkpoint: Path | None
     messages: tuple[str, ...] = ()
+    error: HimlError | None = None
 
     @property
     def exit_code(self) -> int:
         """Exit code of the process: 0 only if everything that was asked for was done."""
-        codes = {
-            RunStatus.FINISHED: 0,
-            RunStatus.PREEMPTED: EXIT_SIGNAL_BASE + signal.SIGTERM,
-            RunStatus.CANCELLED: EXIT_SIGNAL_BASE + signal.SIGINT,
-        }
-        return codes.get(self.status, EXIT_FAILED)
+        return self.status.exit_code

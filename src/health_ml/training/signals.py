@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from health_ml.errors import EXIT_SIGNAL_BASE
 from health_ml.records.record import RunStatus
-from health_ml.training.result import EXIT_SIGNAL_BASE
 
 logger = logging.getLogger(__name__)
 

@@ -41,16 +41,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-class _NoAdvertising(logging.Filter):
-    """Drops the lines in which Lightning recommends other products."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        return "litlogger" not in record.getMessage() and "litmodels" not in record.getMessage()
-
-
-logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(_NoAdvertising())
-
-
 def create_lightning_trainer(
     container: LightningContainer,
     num_nodes: int = 1,
@@ -76,7 +66,7 @@ def create_lightning_trainer(
     storing_logger = StoringLogger()
     arguments = {
         **_limits(container),
-        **_behaviour(container),
+        **_behaviour(container, given),
         **_devices(container, given, num_nodes=num_nodes, is_inference=is_inference),
         "default_root_dir": str(container.outputs_folder),
         "enable_model_summary": not is_inference,
@@ -120,12 +110,13 @@ def batch_limit(value: float | None) -> int | float | None:
     return float(value)
 
 
-def _behaviour(container: LightningContainer) -> dict[str, Any]:
+def _behaviour(container: LightningContainer, given: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the arguments that say how to compute."""
+    is_deterministic = given.get("deterministic", container.pl_deterministic)
     return {
         "detect_anomaly": container.detect_anomaly,
         "deterministic": True if container.pl_deterministic else None,
-        "benchmark": not container.pl_deterministic,
+        "benchmark": not is_deterministic,  # the fastest of several algorithms is not the same one each time
         "use_distributed_sampler": container.pl_replace_sampler_ddp,
     }
 

@@ -9,16 +9,22 @@ from typing import TYPE_CHECKING, Any
 
 from health_ml.checkpoints.recovery import find_recovery_checkpoint
 from health_ml.environment import restored_environment, working_directory
-from health_ml.errors import ArgumentsError, CheckpointError
+from health_ml.errors import ArgumentsError, CheckpointError, ContainerError
 from health_ml.settings import LAST_CHECKPOINT
+from health_ml.training.callbacks.early_termination import EarlyTermination, add_early_termination
 from health_ml.training.callbacks.stop_on_signal import StopOnSignal
 from health_ml.training.distributed import choose_devices
 from health_ml.training.rank_launcher import RankLauncher, use_rank_launcher
 from health_ml.training.result import RunOutcome
 from health_ml.training.runner_base import RunnerBase, as_numbers
-from health_ml.training.seeds import seed_all
-from health_ml.training.user_code import user_code
-from health_ml.training.weights import LoadableCheckpoint, check_epochs_left, examine_checkpoint, explained_loading
+from health_ml.training.user_code import explained_refusal, user_code
+from health_ml.training.weights import (
+    LoadableCheckpoint,
+    check_epochs_left,
+    check_training_left,
+    examine_checkpoint,
+    explained_loading,
+)
 
 if TYPE_CHECKING:
     from pytorch_lightning import LightningDataModule, Trainer
@@ -36,6 +42,7 @@ class TrainingRunner(RunnerBase):
         self._has_failed = True
         self._has_checkpoints = True
         self._is_inference_distributed = False
+        self._early_termination: EarlyTermination | None = None
 
     def run(self) -> RunOutcome:
         """Trains unless only inference was asked for, validates and tests, and returns what came out.
@@ -45,9 +52,11 @@ class TrainingRunner(RunnerBase):
         self.setup()
         self.write_summary()
         if self.container.run_inference_only:
+            source = self.required_source_checkpoint("--run_inference_only")
+            self._check_something_to_infer()
             self._announce_extra_validation()
-            metrics = self._infer(self.required_source_checkpoint("--run_inference_only"))
-            return RunOutcome(metrics, checkpoint=self.source_checkpoint)
+            metrics = self._infer(source)
+            return RunOutcome(metrics, checkpoint=source)
         with ExitStack() as distributed_training:
             distributed_training.enter_context(restored_environment())
             distributed_training.callback(self._end_ranks)
@@ -59,7 +68,9 @@ class TrainingRunner(RunnerBase):
             self._announce_extra_validation()
             checkpoint = self._checkpoint_to_test()
             metrics.update(self._infer(checkpoint))
-        return RunOutcome(metrics, checkpoint=checkpoint)
+        termination = self._early_termination
+        messages = (termination.reason,) if termination is not None and termination.reason else ()
+        return RunOutcome(metrics, checkpoint=checkpoint, messages=messages)
 
     def check_before_model(self) -> None:
         """Checks the checkpoint to continue from, before the user's code builds data and model."""
@@ -71,26 +82,36 @@ class TrainingRunner(RunnerBase):
         """Trains the model, and returns the last value of every metric."""
         data = self._prepare_training()
         trainer = self.create_trainer(is_inference=False)
+        logger.info(f"Training on {_place_of(trainer)}, precision {trainer.precision}.")
         self._has_checkpoints = not getattr(trainer, "fast_dev_run", False)
         self._is_inference_distributed = self._needs_all_ranks_for_inference(trainer)
         last = self.container.checkpoint_folder / LAST_CHECKPOINT if self._has_checkpoints else None
+        self._early_termination = add_early_termination(trainer, self.environment)
         trainer.callbacks.append(StopOnSignal(self.guard, last))  # type: ignore[attr-defined]
         self._launcher = use_rank_launcher(
             trainer, argv=self.argv, folder=self.start_directory, on_rank_failed=self.on_rank_failed
         )
         start = self._start
+        if start is not None and start.path == self.source_checkpoint:
+            check_training_left(start, trainer)
         arguments: dict[str, Any] = {"datamodule": data}
         if start is not None:
             logger.info(f"Training continues from {start.path}")
             arguments.update(ckpt_path=str(start.path), weights_only=start.is_weights_only)
         try:
-            with working_directory(self.container.outputs_folder), explained_loading(start.path if start else None):
+            with (
+                working_directory(self.container.outputs_folder),
+                explained_refusal(self.container),
+                explained_loading(start.path if start else None),
+            ):
+                self.seed()  # a data module that splits its data in setup has to split them as in the test
                 trainer.fit(self.container.model, **arguments)
         finally:
+            self.metrics = as_numbers(trainer.callback_metrics)
             self.guard.stop_deferring()
         self.guard.raise_if_received()
         self._has_failed = False
-        return as_numbers(trainer.callback_metrics)
+        return dict(self.metrics)
 
     def _prepare_training(self) -> LightningDataModule:
         for method, is_mine in (
@@ -101,7 +122,6 @@ class TrainingRunner(RunnerBase):
             if is_mine:
                 with user_code(self.container, method):
                     getattr(self.container, method)()
-        seed_all(self.container.get_effective_random_seed(), has_workers=True)
         evaluated = [step for step in ("validation_step", "test_step") if self.has_step(step)]
         return self.get_data("get_data_module", ["training_step", *evaluated])
 
@@ -180,6 +200,15 @@ class TrainingRunner(RunnerBase):
             with user_code(self.container, "on_run_extra_validation_epoch"):
                 self.container.on_run_extra_validation_epoch()
 
+    def _check_something_to_infer(self) -> None:
+        """Raises if the model can neither be validated nor tested, so that a run without training would do nothing."""
+        if not (self.has_step("validation_step") or self.has_step("test_step")):
+            raise ContainerError(
+                "--run_inference_only validates and tests the model, but "
+                f"{type(self.container.model).__name__} has neither validation_step nor test_step.",
+                "Override one of them in the model.",
+            )
+
     def _infer(self, checkpoint: Path | None) -> dict[str, float]:
         """Validates if asked to, tests if the model can, and returns the metrics."""
         has_validation = self.container.run_extra_val_epoch or self.container.run_inference_only
@@ -192,3 +221,11 @@ class TrainingRunner(RunnerBase):
             trainer = self.create_trainer(is_inference=True)
             data = self.get_data("get_data_module", steps)
             return self.evaluate(trainer, data, checkpoint, has_validation="validation_step" in steps)
+
+
+def _place_of(trainer: Trainer) -> str:
+    """Returns where a Trainer computes: ``the CPU``, ``one GPU``, ``4 GPUs`` or ``2 processes on the CPU``."""
+    kind = {"cpu": "CPU", "cuda": "GPU"}.get(trainer.strategy.root_device.type, trainer.strategy.root_device.type)
+    if kind == "CPU":
+        return "the CPU" if trainer.world_size == 1 else f"{trainer.world_size} processes on the CPU"
+    return f"one {kind}" if trainer.world_size == 1 else f"{trainer.world_size} {kind}s"

@@ -316,6 +316,14 @@ def test_nothing_found_names_what_to_type(model: str, expected: str, tmp_path: P
     assert not imported("pkg")
 
 
+def test_a_folder_of_the_search_path_is_not_part_of_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, src__pkg____init__="", src__pkg__good=MINE)
+    assert error_of("Mine", tmp_path).endswith("Did you mean --model=src.pkg.good.Mine?")
+    monkeypatch.syspath_prepend(str(tmp_path / "src"))
+    assert error_of("Mine", tmp_path).endswith("Did you mean --model=pkg.good.Mine?")
+    assert error_of("pkg.Mne", tmp_path).endswith("Did you mean --model=pkg.good.Mine?")
+
+
 def test_nearest_container_comes_before_a_nearer_class(tmp_path: Path) -> None:
     write(tmp_path, pkg__a=MINE, pkg__b="class Base: pass\nclass Mines: pass\n", pkg__c="class Unique: pass\n")
     assert "Did you mean --model=pkg.a.Mine?" in error_of("pkg.Minee", tmp_path)
@@ -377,7 +385,14 @@ def test_constructor_error_names_the_users_line(tmp_path: Path) -> None:
     write(tmp_path, pkg__a=text)
     container_class = find_container("pkg.Mine", folder=tmp_path)
     place = re.escape(f"KeyError: 'key' ({tmp_path / 'pkg' / 'a.py'}, line 5: self.x = {{}}['key'])")
-    with pytest.raises(ContainerError, match=f"Mine cannot be created: {place}"):
+    with pytest.raises(ContainerError, match=rf"Mine cannot be created: {place}\. Mend the constructor\."):
+        create_container(container_class)
+
+
+def test_constructor_that_ends_the_process_is_a_failure(tmp_path: Path) -> None:
+    write(tmp_path, pkg__a=MINE.replace("    pass\n", "    def __init__(self):\n        raise SystemExit(0)\n"))
+    container_class = find_container("pkg.Mine", folder=tmp_path)
+    with pytest.raises(ContainerError, match="Mine cannot be created: SystemExit: 0"):
         create_container(container_class)
 
 

@@ -17,6 +17,7 @@ from health_ml.planning.plan import (
     PlannedDataset,
     PlannedLimits,
     PlannedSoftware,
+    PlannedTrials,
     Provenance,
     pairs_of,
 )
@@ -50,6 +51,7 @@ def full_plan() -> JobPlan:
                 },
             )
         ),
+        trials=PlannedTrials(is_failing_fast=True, max_num_gpus=2, tracking_uri="none"),
         provenance=Provenance("c0ffee", "main", "https://example.org", True, "ab", ("new.py",)),
     )
 
@@ -64,7 +66,7 @@ def test_json_and_back_is_equal(plan: JobPlan) -> None:
 
 
 def test_hash_is_the_same_everywhere() -> None:
-    assert JobPlan("M", ("--a",)).plan_hash == "b07c20bde4faf5aee298aa1180bdf15a1b9bedf794c8a299eb9c90c495ab8aa2"
+    assert JobPlan("M", ("--a",)).plan_hash == "2fee1eb49c0bdf13c51c948c79cad66151537f7be7205cc37d49a90c5930a1d8"
 
 
 def test_equal_plans_have_equal_hashes() -> None:
@@ -91,6 +93,7 @@ def test_every_field_changes_the_hash() -> None:
         "limits": PlannedLimits(),
         "tags": (),
         "search_space": None,
+        "trials": PlannedTrials(),
         "provenance": None,
     }
     assert set(changes) == set(plan.__dataclass_fields__)

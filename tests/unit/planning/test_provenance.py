@@ -41,6 +41,12 @@ def test_a_clean_repository(repository: Path) -> None:
     assert state.root == repository.resolve()
 
 
+def test_a_folder_outside_any_repository(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        assert read_git_state(tmp_path) is None
+    assert caplog.messages == [f"{tmp_path} is not in a git repository: the state of the code is not recorded."]
+
+
 def test_the_patch_leads_from_the_commit_to_the_working_tree(repository: Path, tmp_path: Path) -> None:
     (repository / "train.py").write_text("lr = 2\nname = 'é'\n")
     (repository / "weights.bin").write_bytes(b"\0" * 10)

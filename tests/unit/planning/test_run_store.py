@@ -47,7 +47,7 @@ def test_an_empty_store_says_where_it_would_be(tmp_path: Path) -> None:
         find_run_folder("run", tmp_path, Path("elsewhere"))
 
 
-@pytest.mark.parametrize("run_id", ["", ".", "..", "a/b", "a\\b", "../x"])
+@pytest.mark.parametrize("run_id", ["", ".", "..", "a/b", "a\\b", "a\0b", "../x", "/etc"])
 def test_only_plain_names_are_run_ids(tmp_path: Path, run_id: str) -> None:
     make_run(tmp_path, "x")
     make_run(tmp_path / "outputs", "a/b")

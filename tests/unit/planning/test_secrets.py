@@ -85,6 +85,8 @@ def test_arguments() -> None:
         "--l_rate",
         "-1e-3",
         "--password",
+        "-x=1",
+        "--password",
         "--x=1",
         f"u?sig={SIGNATURE}",
     ]
@@ -95,6 +97,8 @@ def test_arguments() -> None:
         MASK,
         "--l_rate",
         "-1e-3",
+        "--password",
+        MASK,
         "--password",
         "--x=1",
         f"u?sig={MASK}",

@@ -51,7 +51,8 @@ def test_the_text_shows_each_trial_and_the_statistics() -> None:
     lines = REPORT.to_text().splitlines()
     assert lines[0].split() == ["trial", "l_rate", "kind", "val/loss", "status", "time", "run"]
     assert lines[2].split() == ["0", "1", "c", "3", "FINISHED", "1:01", "run_0"]
-    assert "FAILED (ValueError: <script>)" in lines[5]
+    assert "FAILED" in lines[5]
+    assert "Trial 3: ValueError: <script>" in REPORT.to_text()
     assert "val/loss  2       2     1.41421  1    3" in lines
     assert lines[-1] == "Best trial by val/loss: 1 (1), run run_1."
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from mlflow import MlflowClient
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tests.helpers.flaky_proxy import FlakyProxy
 
-from health_ml.environment import environment_variables
+from health_ml.environment import environment_variables, working_directory
 from health_ml.errors import ArgumentsError, BackendError, RunNotFoundError
 from health_ml.records.mirror import MLFLOW_ENVIRONMENT, MirrorHandle, start_mirror
 from health_ml.records.mirror_loop import MirrorLoop, Patience
@@ -25,6 +26,7 @@ from health_ml.records.mirror_state import MirrorSettings, MirrorState
 from health_ml.records.reader import get_mlflow_run_id, read_record
 from health_ml.records.record import RunRecord, RunStatus
 from health_ml.records.sync import sync
+from health_ml.runner import main
 
 IMPATIENT = Patience(poll_seconds=0.05, longest_pause=0.05, unreachable_seconds=3.0)
 
@@ -194,7 +196,9 @@ def test_a_server_that_is_down_costs_nothing_but_the_mirror(tmp_path: Path, stor
     assert time.monotonic() - started < 12
     assert not state.is_complete
     assert "127.0.0.1:9" in state.message
-    assert "--sync=r1" in state.message
+    command = shlex.split(state.message.partition("Catch up with: himl-runner ")[2])
+    with working_directory(Path("/")):  # the advice holds wherever it is followed
+        assert main([*command, f"--tracking_uri={store}"]) == 0
     later = sync(record.folder, tracking_uri=store)
     assert later.is_complete, later
     assert steps_in_mlflow(store, later) == list(range(50))

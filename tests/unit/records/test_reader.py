@@ -9,7 +9,7 @@ import pytest
 
 from health_ml.errors import RunNotFoundError
 from health_ml.records.process_identity import is_dead, process_identity
-from health_ml.records.reader import find_run, get_mlflow_run_id, read_record, read_status
+from health_ml.records.reader import get_mlflow_run_id, read_record, read_status
 from health_ml.records.record import RunRecord, RunStatus
 
 
@@ -67,31 +67,6 @@ def test_a_child_that_ended_and_was_not_waited_for_is_dead() -> None:
 def test_no_record(tmp_path: Path) -> None:
     with pytest.raises(RunNotFoundError, match=r"There is no record of a run in .*status\.jsonl"):
         read_record(tmp_path)
-
-
-def test_a_run_is_found_by_its_id(tmp_path: Path) -> None:
-    run = make_run(tmp_path / "outputs", "2026_HelloWorld")
-    other = make_run(tmp_path / "elsewhere", "2027_Other")
-    assert find_run("2026_HelloWorld", project_root=tmp_path) == run
-    assert find_run("2027_Other", project_root=tmp_path, output_to=tmp_path / "elsewhere") == other
-    assert find_run("2026_HelloWorld", project_root=tmp_path, output_to=tmp_path / "elsewhere") == run
-
-
-def test_an_unknown_run_comes_with_the_nearest(tmp_path: Path) -> None:
-    make_run(tmp_path / "outputs", "2026_HelloWorld")
-    with pytest.raises(RunNotFoundError, match=r"no run '2026_HeloWorld' in .*Did you mean '2026_HelloWorld'\?"):
-        find_run("2026_HeloWorld", project_root=tmp_path)
-    with pytest.raises(RunNotFoundError, match=r"The latest one is '2026_HelloWorld'"):
-        find_run("zzzzzzzzzzzz", project_root=tmp_path)
-    with pytest.raises(RunNotFoundError, match="There are no runs yet"):
-        find_run("x", project_root=tmp_path / "empty")
-
-
-@pytest.mark.parametrize("run_id", ["../secret", "a/b", "..", ".", "", "a\\b", "a\0b", "/etc"])
-def test_what_is_no_run_id_is_refused(tmp_path: Path, run_id: str) -> None:
-    make_run(tmp_path, "secret")
-    with pytest.raises(RunNotFoundError, match="is not a run id"):
-        find_run(run_id, project_root=tmp_path)
 
 
 def test_the_id_in_mlflow(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer, seed_everything
+from pytorch_lightning.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader, Dataset
 
 from health_ml.environment import restored_environment
@@ -100,16 +101,21 @@ def train(
     workers: int = 0,
     is_exact: bool = True,
     limit: float | None = None,
+    own: ModelCheckpoint | None = None,
+    validate_every: int | None = None,
 ) -> tuple[NoisyModel, Trainer]:
     """Returns the model and its Trainer, after four epochs or the stop."""
     model = NoisyModel()
     callbacks: list[Callback] = [ExactResume()] if is_exact else []
+    if own is not None:
+        callbacks += [own, StopOnSignal(SignalGuard(), None)]
     if stop is not None:
         guard = SignalGuard()
         callbacks += [SignalAt(guard, stop[1]), StopOnSignal(guard, stop[0])]
     trainer = Trainer(
-        max_epochs=4, accelerator="cpu", logger=False, callbacks=callbacks, enable_checkpointing=stop is not None,
-        enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=1, limit_train_batches=limit,
+        max_epochs=4, accelerator="cpu", logger=False, callbacks=callbacks, enable_progress_bar=False,
+        enable_checkpointing=stop is not None or own is not None, enable_model_summary=False, num_sanity_val_steps=1,
+        limit_train_batches=limit, val_check_interval=validate_every,
     )  # fmt: skip
     loaders = [
         DataLoader(NoisyData(), batch_size=4, shuffle=is_train, num_workers=workers) for is_train in (True, False)
@@ -169,6 +175,31 @@ def test_resumed_training_is_exact_with_processes_that_load_data(moment: Moment,
 
 def test_resumed_training_is_exact_with_a_part_of_the_batches(tmp_path: Path) -> None:
     check_resume(tmp_path, ("batch", 1, 1), limit=0.5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "validate_every", "batches_left"),
+    [
+        pytest.param({"monitor": "val"}, None, [18, 12, 6], id="after each validation"),
+        pytest.param({"monitor": "val"}, 3, [21, 18, 15, 12, 9, 6], id="after validations within an epoch"),
+        pytest.param({"every_n_train_steps": 4}, None, [20, 16, 12, 8], id="also at the last batch of an epoch"),
+        pytest.param({"every_n_train_steps": 6}, None, [18, 12, 6], id="at the last batch of each epoch"),
+    ],
+)
+def test_checkpoints_of_the_user_are_resumed_exactly(
+    settings: dict[str, Any], validate_every: int | None, batches_left: list[int], tmp_path: Path
+) -> None:
+    own = ModelCheckpoint(tmp_path, filename="{step:02d}", save_top_k=-1, **settings)
+    expected, expected_trainer = seeded_training(own=own, validate_every=validate_every)
+    checkpoints = sorted(tmp_path.glob("*.ckpt"))
+    for checkpoint, left in zip(checkpoints, batches_left, strict=False):
+        resumed, trainer = seeded_training(
+            checkpoint=checkpoint, own=ModelCheckpoint(tmp_path / "resumed"), validate_every=validate_every
+        )
+        assert resumed.seen == expected.seen[-left:], checkpoint
+        assert torch.equal(resumed.line.weight, expected.line.weight), checkpoint
+        assert trainer.callback_metrics == expected_trainer.callback_metrics, checkpoint
+    assert len(checkpoints) > len(batches_left)
 
 
 def test_training_that_is_not_resumed_is_as_without_the_callback() -> None:

@@ -44,6 +44,15 @@ def test_metrics_of_each_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     }
 
 
+def test_metrics_while_nothing_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install_nvidia_smi(tmp_path, monkeypatch, "echo '0, 87, 1024, 40000, 61'")
+    container = tiny_container(tmp_path, monitor_gpu=True)
+    for method in ("validate", "test"):
+        trainer, results = create_lightning_trainer(container, is_inference=True)
+        getattr(trainer, method)(TinyModel(), datamodule=TinyData(), verbose=False)
+        assert results.results_per_epoch[0]["gpu/0/utilization [%]"] == 87, method
+
+
 def test_asked_with_the_right_question(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install_nvidia_smi(tmp_path, monkeypatch, f'echo "$@" > {tmp_path}/question')
 

@@ -118,6 +118,16 @@ def test_deterministic_mode(tmp_path: Path) -> None:
     assert not torch.backends.cudnn.benchmark
 
 
+def test_deterministic_mode_of_the_container_turns_the_benchmark_off_too(tmp_path: Path) -> None:
+    container = tiny_container(tmp_path, max_epochs=1)
+    container.arguments = {"deterministic": True}
+    trainer, _ = create_lightning_trainer(container)
+    trainer.fit(TinyModel(), datamodule=TinyData())
+
+    assert torch.are_deterministic_algorithms_enabled()
+    assert not torch.backends.cudnn.benchmark
+
+
 def test_fast_mode_by_default(tmp_path: Path) -> None:
     fit(tmp_path, max_epochs=1)
 
@@ -288,14 +298,6 @@ def test_default_root_directory_is_the_outputs_folder(tmp_path: Path) -> None:
     trainer, _ = create_lightning_trainer(container)
 
     assert trainer.default_root_dir == str(container.outputs_folder)
-
-
-def test_lightning_advertises_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO, logger="pytorch_lightning"):
-        fit(tmp_path, max_epochs=1)
-
-    assert "litlogger" not in caplog.text
-    assert "litmodels" not in caplog.text
 
 
 def test_model_without_validation(tmp_path: Path) -> None:

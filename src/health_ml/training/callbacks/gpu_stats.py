@@ -9,7 +9,7 @@ import subprocess
 import time
 from typing import Any
 
-from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning import Callback, Trainer
 
 logger = logging.getLogger(__name__)
 
@@ -66,10 +66,19 @@ class GpuStatsCallback(Callback):
                 "that can be asked."
             )
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         """Logs the values if enough time has passed."""
+        self._log_if_due(trainer)
+
+    def on_validation_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        """Logs the values if enough time has passed."""
+        self._log_if_due(trainer)
+
+    def on_test_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        """Logs the values if enough time has passed."""
+        self._log_if_due(trainer)
+
+    def _log_if_due(self, trainer: Trainer) -> None:
         if self._program is None or not trainer.is_global_zero:
             return
         now = time.monotonic()

@@ -82,8 +82,11 @@ class StopOnSignal(Checkpoint):
         if not trainer.sanity_checking and self._group is None:
             self._stop_if_agreed(trainer)
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Notes that a checkpoint from here on includes the validation."""
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Notes that a checkpoint from here on includes the validation.
+
+        Not in ``on_validation_end``, where checkpoints of the user are written before this callback has its turn.
+        """
         self._is_validation_open = False
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -100,16 +103,22 @@ class StopOnSignal(Checkpoint):
         self._guard.stop_deferring()
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Makes a run that resumes from the middle of a validation repeat all of it.
+        """Makes a run that resumes from right before or within a validation do all of it.
 
         Lightning would go on with the next validation batch and report the metrics of the rest only, or skip it.
         """
-        if not self._is_validation_open or "loops" not in checkpoint:
+        if "loops" not in checkpoint:
             return
-        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]
-        for counters in (progress["total"], progress["current"]):
+        progress = checkpoint["loops"]["fit_loop"]
+        if _is_last_batch_ending(trainer):
+            for counters in _counters(progress["epoch_loop.batch_progress"]):
+                counters["completed"] = counters["processed"]
+        elif not self._is_validation_open:
+            return
+        validation = progress["epoch_loop.val_loop.batch_progress"]
+        for counters in _counters(validation):
             counters.update(ready=1, started=1, processed=0, completed=0)
-        progress["is_last_batch"] = False
+        validation["is_last_batch"] = False
 
     def _ask_all(self) -> None:
         """Finds out whether any process got a signal; with several of them, up to one batch late."""
@@ -134,6 +143,22 @@ class StopOnSignal(Checkpoint):
         if self._checkpoint is not None:
             trainer.save_checkpoint(self._checkpoint, weights_only=False)
         raise RunInterrupted(signal.Signals(self._agreed))
+
+
+def _is_last_batch_ending(trainer: Trainer) -> bool:
+    """True in the hooks at the end of the last batch of an epoch, if a validation follows them.
+
+    Checkpoints that a user has every so many steps can be written there.
+    """
+    loop = trainer.fit_loop.epoch_loop
+    counters: Any = loop.batch_progress.current
+    is_ending = loop.batch_progress.is_last_batch and counters.completed == counters.processed - 1
+    return is_ending and loop._should_check_val_fx(trainer.fit_loop._data_fetcher)  # type: ignore[arg-type]
+
+
+def _counters(progress: dict[str, Any]) -> tuple[dict[str, int], dict[str, int]]:
+    """Returns the counters of a loop, over all epochs and of the current one."""
+    return progress["total"], progress["current"]
 
 
 def _do_nothing() -> None:
