@@ -170,6 +170,11 @@ class AzureMLParams(param.Parameterized):
         class_=Path, default=None, allow_None=True, doc="The public key of who may use --interactive_services=ssh."
     )
 
+    @property
+    def auth_name(self) -> str | None:
+        """The only way to sign in to Azure, or None for all of them."""
+        return self.auth.value if self.auth is not None else None
+
 
 class FanOutParams(param.Parameterized):
     """Several runs at once."""

@@ -15,6 +15,7 @@ from health_ml.azure.client import WorkspaceName
 from health_ml.azure.datasets import DatasetCache, dataset_cache_folder
 from health_ml.azure.rest import ServiceError
 from health_ml.errors import DatasetError
+from health_ml.testing import invoke
 
 FILES = {"a.txt": b"alpha", "sub folder/b+ü.txt": b"beta" * 1000, "empty.bin": b""}
 
@@ -171,3 +172,41 @@ def test_the_disk_is_checked_first(
 def test_the_cache_is_in_the_cache_folder_of_the_user() -> None:
     assert dataset_cache_folder({"XDG_CACHE_HOME": "/c"}) == Path("/c/health_ml/datasets")
     assert dataset_cache_folder({"HOME": "/home/me"}) == Path("/home/me/.cache/health_ml/datasets")
+
+
+READER = """
+from pathlib import Path
+from health_ml.configs.hello_world import HelloWorld
+
+class Reader(HelloWorld):
+    def setup(self):
+        for folder in self.local_datasets:
+            print("data", *sorted(path.name for path in Path(folder).iterdir()))
+"""
+
+
+def test_a_training_reads_datasets_of_the_workspace(
+    azureml: AzureML, upload: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload("first_data", "1", {"a.txt": b"a"})
+    upload("second_data", "7", {"b.txt": b"b"})
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user cache"))
+    project = tmp_path / "project"
+    project.mkdir()
+    (project / "config.json").write_text(json.dumps(azureml.config))
+    (project / "reader.py").write_text(READER)
+    monkeypatch.chdir(project)
+    flags = ["--model=reader.Reader", "--max_epochs=1", "--max_num_gpus=0", "--tracking_uri=none"]
+    done = invoke([*flags, "--azure_datasets=first_data,second_data:7", "--auth=environment"])
+    assert done.exit_code == 0, done.stderr
+    assert "data a.txt\ndata b.txt\n" in done.stdout
+    (project / "config.json").unlink()
+    monkeypatch.delenv("AZURE_CLIENT_SECRET")
+    refused = invoke([*flags, "--azure_datasets=first_data"])
+    assert refused.exit_code != 0
+    assert "The datasets first_data are in AzureML. No AzureML workspace is named" in refused.stderr
+    assert "--local_datasets=FOLDER" in refused.stderr
+    seen = len(azureml.received())
+    local = invoke([*flags, "--azure_datasets=first_data", f"--local_datasets={tmp_path / 'project'}"])
+    assert local.exit_code == 0, local.stderr
+    assert len(azureml.received()) == seen, "nobody is asked about a folder on this machine"

@@ -105,10 +105,17 @@ class RunHistory:
     @classmethod
     def of_job(cls, environ: Mapping[str, str], patience: Patience | None = None) -> RunHistory | None:
         """Returns the runs of the workspace that this process is a job of, or None if it is none."""
-        values = [environ.get(name, "") for name in _IN_JOB]
-        if not all(values):
-            return None
-        address, token, *names = values
+        return cls.in_job(environ, patience) if cls.is_in_job(environ) else None
+
+    @staticmethod
+    def is_in_job(environ: Mapping[str, str]) -> bool:
+        """Returns True if the variables say where the workspace of this job is, with a token for it."""
+        return all(environ.get(name) for name in _IN_JOB)
+
+    @classmethod
+    def in_job(cls, environ: Mapping[str, str], patience: Patience | None = None) -> RunHistory:
+        """Returns the runs of the workspace that this process is a job of."""
+        address, token, *names = (environ[name] for name in _IN_JOB)
         return cls(RestClient(address, JobToken(token), patience), arm_id(*names))
 
     def __enter__(self) -> RunHistory:

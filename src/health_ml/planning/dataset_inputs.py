@@ -54,7 +54,8 @@ def input_folders(environ: Mapping[str, str]) -> list[Path]:
     """Returns the folders of the datasets that whoever started this process has provided, in their order.
 
     These are the variables ``HIML_INPUT_0`` and so on if there are any, else those that AzureML sets for the inputs
-    ``INPUT_0`` and so on of a job. An input that is a single file stands for the folder that it is in.
+    ``INPUT_0`` and so on of a job; outside of a job those mean something else. An input that is a single file stands
+    for the folder that it is in.
     """
     found: dict[bool, dict[int, Path]] = {True: {}, False: {}}
     for name, value in environ.items():
@@ -62,7 +63,7 @@ def input_folders(environ: Mapping[str, str]) -> list[Path]:
         if match is not None and value:
             path = Path(value)
             found[name.startswith(ENV_INPUT)][int(match[1])] = path.parent if path.is_file() else path
-    chosen = found[True] or found[False]
+    chosen = found[True] or (found[False] if environ.get("AZUREML_RUN_ID") else {})
     return [chosen[number] for number in sorted(chosen)]
 
 

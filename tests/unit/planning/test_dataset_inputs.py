@@ -28,14 +28,14 @@ def test_the_inputs_of_a_job_are_found_in_their_order(tmp_path: Path) -> None:
     file.write_text("a")
     environ = {f"AZURE_ML_INPUT_INPUT_{number}": f"/mnt/{number}" for number in range(12)}
     environ["AZURE_ML_INPUT_INPUT_3"] = str(file)
-    environ |= {"AZURE_ML_INPUT_other": "/other", "INPUT": "x"}
+    assert input_folders(environ) == [], "only a job has inputs"
+    environ |= {"AZURE_ML_INPUT_other": "/other", "INPUT": "x", "AZUREML_RUN_ID": "job"}
     expected = [tmp_path if number == 3 else Path(f"/mnt/{number}") for number in range(12)]
     assert input_folders(environ) == expected
-    assert input_folders({name.lower(): value for name, value in environ.items()}) == expected
-    assert input_folders({"AZUREML_DATAREFERENCE_input_1": "/b", "AZUREML_DATAREFERENCE_input_0": "/a"}) == [
-        Path("/a"),
-        Path("/b"),
-    ]
+    lower = {name if name == "AZUREML_RUN_ID" else name.lower(): value for name, value in environ.items()}
+    assert input_folders(lower) == expected
+    references = {"AZUREML_DATAREFERENCE_input_1": "/b", "AZUREML_DATAREFERENCE_input_0": "/a"}
+    assert input_folders({**references, "AZUREML_RUN_ID": "job"}) == [Path("/a"), Path("/b")]
 
 
 def test_what_this_package_has_set_itself_wins() -> None:
