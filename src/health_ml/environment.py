@@ -41,7 +41,7 @@ class RunEnvironment:
     :param start_directory: Where the user typed the command if that is not the current directory.
     :param project_root: Folder of the store of runs if that is not the start directory.
     :param fan_out_folder: Run folder of the fan-out that this run is a trial of.
-    :param is_trial: True for a trial of a fan-out, also where the fan-out has no folder that it could see.
+    :param is_marked_as_trial: True for a trial of a fan-out whose folder it cannot see.
     :param attempt: How often the run was restarted after a preemption.
     :param is_in_azureml: True inside an AzureML job.
     :param parent_id: Id of the sweep or pipeline in AzureML that this run is a child of, or None.
@@ -59,7 +59,7 @@ class RunEnvironment:
     start_directory: Path | None = None
     project_root: Path | None = None
     fan_out_folder: Path | None = None
-    is_trial: bool = False
+    is_marked_as_trial: bool = False
     attempt: int = 0
     is_in_azureml: bool = False
     parent_id: str | None = None
@@ -96,7 +96,7 @@ class RunEnvironment:
             start_directory=_folder(environ, ENV_START_DIRECTORY),
             project_root=_folder(environ, ENV_PROJECT_ROOT),
             fan_out_folder=_folder(environ, ENV_FAN_OUT_FOLDER),
-            is_trial=bool(environ.get(ENV_FAN_OUT_FOLDER) or environ.get(ENV_TRIAL)),
+            is_marked_as_trial=bool(environ.get(ENV_TRIAL)),
             attempt=reader.first(ENV_ATTEMPT, default=0),
             is_in_azureml=run_id is not None,
             parent_id=_parent_of(run_id, environ),
@@ -146,6 +146,11 @@ class RunEnvironment:
     def is_alone(self) -> bool:
         """True for the first process of a run that is neither a job in AzureML nor a trial."""
         return self.is_global_rank_zero and not self.is_in_azureml and self.fan_out_folder is None
+
+    @property
+    def is_trial(self) -> bool:
+        """True for a trial of a fan-out, which must not become a fan-out itself."""
+        return self.is_marked_as_trial or self.fan_out_folder is not None
 
     @property
     def is_local_rank_zero(self) -> bool:

@@ -8,7 +8,8 @@ traceback as well.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 EXIT_FAILED = 1
 """Exit code of a run that started and then failed."""
@@ -42,6 +43,16 @@ class HimlError(Exception):
 
     def __reduce__(self) -> tuple[type[HimlError], tuple[str, str, int]]:
         return type(self), (self.message, self.hint, self.exit_code)
+
+
+@contextmanager
+def exiting_with(exit_code: int) -> Iterator[None]:
+    """Gives every :class:`HimlError` in the body an exit code: only the caller knows whether something has started."""
+    try:
+        yield
+    except HimlError as error:
+        error.exit_code = exit_code
+        raise
 
 
 class ArgumentsError(HimlError, ValueError):

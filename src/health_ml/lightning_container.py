@@ -192,7 +192,7 @@ class LightningContainer(WorkflowParams, DatasetParams, OutputParams, TrainerPar
 
     def __str__(self) -> str:
         """Returns one line per parameter and public attribute, with secrets masked: ``experiment_summary.txt``."""
-        values = {name: getattr(self, name) for name in self.param.objects(instance=False)}
+        values = {name: getattr(self, name) for name in self.param.objects(instance=False) if name != "name"}
         attributes = {name: value for name, value in vars(self).items() if not name.startswith("_")}
         lines = [f"\t{name:40}: {_shown(name, value)}" for name, value in sorted({**values, **attributes}.items())]
         return "\n".join([f"Container {type(self).__name__}", *lines])

@@ -72,10 +72,11 @@ def json_or_literal(text: str) -> Any:
     """Returns the value of a JSON text or, where quotes are single, of a Python literal."""
     try:
         return json.loads(text)
-    except json.JSONDecodeError:
+    except json.JSONDecodeError as no_json:
         import ast  # only single-quoted text needs it
 
         try:
             return ast.literal_eval(text)
         except (SyntaxError, TypeError, ValueError, RecursionError, MemoryError) as error:
-            raise ValueError(f"{text!r} is neither JSON nor a Python literal: {error}") from error
+            # What Python says about a name names an object in memory.
+            raise ValueError(f"{text!r} is neither JSON nor a Python literal: {no_json}.") from error

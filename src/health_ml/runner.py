@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -10,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from health_ml.errors import EXIT_FAILED, ArgumentsError, HimlError
+from health_ml.errors import EXIT_FAILED, EXIT_USAGE, ArgumentsError, HimlError, OutputError, exiting_with
 from health_ml.settings import ENV_FULL_ERROR
 
 if TYPE_CHECKING:
@@ -68,6 +69,10 @@ def _guarded(run: Callable[[], int]) -> int:
         except KeyboardInterrupt:
             _print_error("Interrupted.")
             return EXIT_INTERRUPTED
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                return _report_unexpected(error)
+            return _report(_output_error(error))
         except Exception as error:  # the boundary: what nobody else has turned into a message ends here
             return _report_unexpected(error)
 
@@ -85,10 +90,17 @@ def download_entry_point() -> None:
 def _exit(code: int) -> None:
     try:
         sys.stdout.flush()
-    except BrokenPipeError:
+    except OSError as error:
         # Python flushes once more on exit, and would print a traceback because nobody reads any more.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
+        if not isinstance(error, BrokenPipeError):
+            code = code or _report(_output_error(error))
     sys.exit(code)
+
+
+def _discard_output() -> None:
+    """Lets everything that is still to be printed vanish."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _run(arguments: list[str], on_result: Callable[[RunResult], None] | None) -> int:
@@ -200,13 +212,14 @@ def _run_experiment(
     is_started_here = not (command.only_plans or is_job)
     with ExitStack() as stack:
         mirror, warm = None, None
-        if is_started_here and draft.asks_for_several and environment.fan_out_folder is None:
+        if is_started_here and draft.asks_for_several and not environment.is_trial:
             from health_ml.cli.fan_out_here import warm_processes
 
             warm = stack.enter_context(warm_processes(draft, place))
         elif is_started_here:
             mirror = stack.enter_context(_waiting_mirror(draft, environment, place.project_root))
-        parsed = complete(draft, arguments, environment=environment)
+        with exiting_with(EXIT_USAGE):
+            parsed = complete(draft, arguments, environment=environment)
         configure_logging(parsed.experiment_config.log_level, environment.local_rank)
         if parsed.container.log_from_vm and is_started_here and environment.is_alone:
             from health_ml.cli.log_from_vm import log_to_workspace
@@ -231,6 +244,8 @@ def _run_experiment(
         )
     if environment.is_global_rank_zero:
         _print(render_summary(result))
+    if result.error is not None:
+        raise result.error
     if on_result is not None:
         on_result(result)
     return result.exit_code
@@ -306,12 +321,22 @@ def _console_log() -> AbstractContextManager[None]:
 
 
 def _print(text: str) -> int:
-    """Prints a text and returns the exit code 0, also if nobody reads the end of the text."""
+    """Prints a text and returns the exit code 0, also if nobody reads the end of the text.
+
+    :raises OutputError: If the text cannot be written.
+    """
     try:
         print(text, flush=True)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
+    except OSError as error:
+        _discard_output()
+        raise _output_error(error) from error
     return 0
+
+
+def _output_error(error: OSError) -> OutputError:
+    return OutputError(f"Cannot write the output: {error.strerror or error}.", "Free some space, or redirect it.")
 
 
 def _report(error: HimlError) -> int:

@@ -81,6 +81,8 @@ RECORD_TRIAL_LOCK_FILE = "trial.lock"
 # --- tracking ------------------------------------------------------------------------------------------------------
 MLFLOW_DATABASE = "mlflow.db"
 """Default MLflow store: an SQLite file of this name in the project root."""
+MLFLOW_DATABASE_LOCK = f".{MLFLOW_DATABASE}.lock"
+"""Locked while the store is created."""
 
 # --- snapshot and jobs ---------------------------------------------------------------------------------------------
 RUNNER_DISTRIBUTION = "himl-runner"

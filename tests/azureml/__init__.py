@@ -23,6 +23,11 @@ How a test uses it, in this folder or after ``from tests.azureml.fixtures import
 - ``azureml.misbehave("PUT", "*/jobs/*", status=503, retry_after=1)``: the next request of that kind goes wrong; see
   its docstring for delays, broken connections, lost and wrong answers, and blob storage. Reset for each test.
 - ``azureml.cloud.secrets = "AccountKey"`` (or ``"None"``, ``"Sas"``): what datastores hand out. Reset for each test.
+- ``azureml.executing()``: a block in which jobs run as they come, for clients that wait or follow; with
+  ``wait_for_log(job, text)``, ``preempt(job)``, ``log(job)``, ``artifacts(job)``, ``run_data(name)`` (MLflow).
+- ``azureml.expect_refused("169.254.169.254:*")``: hosts that this test may ask for in vain.
+- ``azureml.cloud.node_variables``: what nodes have besides the variables of AzureML and of the job; ``PYTHONPATH`` of
+  this process at first. ``azureml.cloud.grace_seconds``: from SIGTERM to SIGKILL.
 - ``azureml.token(audience)``: a token for credentials that do not get theirs from the login service.
 
 Request bodies are checked against Microsoft's type definitions where ``HIML_AZUREML_CONTRACT`` names their folder (or

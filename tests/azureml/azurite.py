@@ -99,12 +99,23 @@ class Azurite:
         self._folder = folder
         self._process: subprocess.Popen[bytes] | None = None
 
-    def start(self) -> None:
-        """Starts the process; :meth:`wait` waits until it listens."""
+    def start(self, proxy: str) -> None:
+        """Starts the process; :meth:`wait` waits until it listens.
+
+        :param proxy: Address of the proxy through which Azurite finds itself: to check a copy between blobs, it asks
+            for the source under the name that the client gave.
+        """
         command = ["node", str(MAIN), "--blobHost", "127.0.0.1", "--blobPort", "0", "--inMemoryPersistence",
                    "--disableTelemetry", "--oauth", "basic",
                    "--cert", str(self._certificates.chain), "--key", str(self._certificates.key)]  # fmt: skip
-        variables = {**os.environ, "AZURITE_ACCOUNTS": f"{self.account}:{self.key}"}
+        variables = {
+            **os.environ,
+            "AZURITE_ACCOUNTS": f"{self.account}:{self.key}",
+            "HTTPS_PROXY": proxy,
+            "NO_PROXY": "",
+            "no_proxy": "",
+            "NODE_EXTRA_CA_CERTS": str(self.authority),
+        }
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 command, cwd=self._folder, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=variables

@@ -21,6 +21,9 @@ from tests.azureml.mlflow_server import MlflowServer
 from tests.azureml.state import Compute, Received, State, Workspace
 from tests.azureml.web import Answer, Request, Routes
 
+OPEN_PATHS = ("/discovery", "/node/")
+"""What a client may ask for without a token: where services are, and on a node a token itself."""
+
 NOT_FORWARDED = frozenset({"connection", "keep-alive", "transfer-encoding", "content-length"})
 
 
@@ -61,14 +64,13 @@ class Cloud:
         """Returns the answer to any request, and remembers both."""
         if ".blob." in request.host:
             return self._with_trouble(request, self._forward_to_azurite)
-        if request.host == identity.LOGIN_HOST:
-            return self._with_trouble(request, self._route)
         headers = {name: value for name, value in request.headers.items() if name != "authorization"}
         body = _readable(request.body)
         received = Received(request.method, request.host, request.path, request.query, body, headers)
         self.state.requests.append(received)
         received.problems = self.contract.problems(received)
-        answer = self._with_trouble(request, self._authorized)
+        is_open = request.host == identity.LOGIN_HOST or request.path.startswith(OPEN_PATHS)
+        answer = self._with_trouble(request, self._route if is_open else self._authorized)
         received.status = 0 if answer.is_connection_closed else answer.status
         return answer
 
@@ -81,8 +83,6 @@ class Cloud:
         return Answer(is_connection_closed=True) if trouble and trouble.is_lost else answer
 
     def _authorized(self, request: Request) -> Answer:
-        if request.path.startswith(("/discovery", "/node/")):
-            return self._route(request)
         if not self.tokens.is_valid(request.headers.get("authorization", "")):
             error = {"code": "InvalidAuthenticationToken", "message": "The access token is missing or has expired."}
             return Answer({"error": error}, 401, {"WWW-Authenticate": 'Bearer error="invalid_token"'})

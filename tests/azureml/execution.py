@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import signal
 import subprocess
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tests.azureml.node import (
     Data,
@@ -22,6 +21,7 @@ from tests.azureml.node import (
     remove_mounts,
     substituted,
 )
+from tests.azureml.resources import seconds
 from tests.azureml.state import ARTIFACT_CONTAINER, Job, now
 
 if TYPE_CHECKING:
@@ -31,8 +31,6 @@ POLL_SECONDS = 0.05
 SYNC_SECONDS = 0.5
 COLLECTED = ("outputs", "logs")
 LAST_LINES = 20
-DURATION = re.compile(r"P(?:(\d+)D)?(?:T(?:(\d+)H)?(?:(\d+)M)?(?:([\d.]+)S)?)?")
-UNITS = (86400, 3600, 60, 1)
 
 
 class Execution:
@@ -135,7 +133,7 @@ class Attempt:
 
     def _wait(self) -> str:
         """Returns how the processes ended; a failure of one ends the others."""
-        deadline = time.monotonic() + _seconds(self._job.body.get("limits"))
+        deadline = time.monotonic() + seconds((self._job.body.get("limits") or {}).get("timeout"))
         next_sync = time.monotonic()
         while True:
             if self._job.is_cancel_requested:
@@ -219,11 +217,3 @@ def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> N
         os.killpg(process.pid, number)
     except ProcessLookupError:
         return
-
-
-def _seconds(limits: dict[str, Any] | None) -> float:
-    """Returns the time limit of a job; the service writes it as ``PT1H30M``."""
-    match = DURATION.fullmatch((limits or {}).get("timeout") or "")
-    if match is None:
-        return float("inf")
-    return sum(float(number or 0) * unit for number, unit in zip(match.groups(), UNITS, strict=True))

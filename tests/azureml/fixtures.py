@@ -31,7 +31,7 @@ def azureml(azureml_process: AzureML) -> Iterator[AzureML]:
     azureml_process.start_test()
     yield azureml_process
     problems = azureml_process.problems()
-    refused = list(azureml_process.proxy.refused)
+    refused = azureml_process.refused()
     azureml_process.start_test()
     assert not problems, f"Request bodies against the type definitions: {problems}"
     assert not refused, f"Hosts that the proxy refused: {refused}"

@@ -7,6 +7,7 @@ import json
 import time
 import uuid
 from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl
 
 from tests.azureml.web import Answer, Request, Routes
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 LOGIN_HOST = "login.microsoftonline.com"
 CLIENT_ID = "0b6b2a51-6c5c-4a4e-93c8-6c8f0f2f9d11"
 CLIENT_SECRET = "not-a-secret-of-anything"
+USER_ID = "3f0c2f1e-57c9-4a5a-8d0e-9e2a5d1b7c33"
 LIFETIME = 3600
 routes = Routes()
 
@@ -30,8 +32,6 @@ class Tokens:
     def __init__(self, tenant_id: str) -> None:
         self.tenant_id = tenant_id
         self._issued: dict[str, float] = {}
-        self.approved_device_codes: set[str] = set()
-        self.device_polls = 0
 
     def issue(self, audience: str = "https://management.azure.com", *, lifetime: float = LIFETIME) -> str:
         """Returns a token in the form that the SDK and Azurite expect; its signature is not real."""
@@ -43,9 +43,9 @@ class Tokens:
             "nbf": issued_at - 60,
             "exp": int(issued_at + lifetime),
             "appid": CLIENT_ID,
-            "oid": "3f0c2f1e-57c9-4a5a-8d0e-9e2a5d1b7c33",
-            "preferred_username": "somebody@stand.in",
-            "sub": "3f0c2f1e-57c9-4a5a-8d0e-9e2a5d1b7c33",
+            "oid": USER_ID,
+            "sub": USER_ID,
+            "preferred_username": "someone@example.com",
             "tid": self.tenant_id,
             "uti": uuid.uuid4().hex,
         }
@@ -93,8 +93,6 @@ def device_code(cloud: Cloud, request: Request) -> Answer:
 
 @routes.add("POST", "/{tenant}/oauth2/v2.0/token", "/{tenant}/oauth2/token")
 def token(cloud: Cloud, request: Request) -> Answer:
-    from urllib.parse import parse_qsl
-
     form = dict(parse_qsl(request.body.decode()))
     if request.parameters["tenant"] != cloud.workspace.tenant_id:
         return _refused("invalid_request", f"AADSTS90002: Tenant '{request.parameters['tenant']}' not found.")
@@ -105,10 +103,8 @@ def token(cloud: Cloud, request: Request) -> Answer:
             return _refused("unauthorized_client", text)
         if "client_secret" in form and form["client_secret"] != CLIENT_SECRET:
             return _refused("invalid_client", "AADSTS7000215: Invalid client secret provided.", status=401)
-    if grant.endswith("device_code"):
-        cloud.tokens.device_polls += 1
-        if not cloud.is_device_code_approved:
-            return _refused("authorization_pending", "AADSTS70016: OAuth 2.0 device flow error: pending.")
+    if grant.endswith("device_code") and not cloud.is_device_code_approved:
+        return _refused("authorization_pending", "AADSTS70016: OAuth 2.0 device flow error: pending.")
     audience = next((scope for scope in form.get("scope", "").split() if scope.startswith("https://")), "")
     access = cloud.tokens.issue(audience or form.get("resource", ""))
     answer = {"token_type": "Bearer", "expires_in": LIFETIME, "ext_expires_in": LIFETIME, "access_token": access}

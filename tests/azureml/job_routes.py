@@ -8,7 +8,7 @@ import uuid
 from typing import TYPE_CHECKING, Any
 
 from tests.azureml.errors import bad_request, not_found
-from tests.azureml.resources import ARM, PROVIDER, W, paged
+from tests.azureml.resources import ARM, PROVIDER, W, paged, seconds
 from tests.azureml.state import Job
 from tests.azureml.web import Answer, Request, Routes
 
@@ -40,9 +40,7 @@ def put_job(cloud: Cloud, request: Request) -> Answer:
         if job is None:
             _check_references(cloud, body)
             job = Job(name, body, api_version=request.query.get("api-version", ""))
-            job.properties = dict(body.get("properties") or {})
-            if job.kind == "Command":
-                job.properties |= {"_azureml.ComputeTargetType": "amlctrain", "ContentSnapshotId": str(uuid.uuid4())}
+            job.properties = _first_properties(job)
             cloud.state.jobs[name] = job
             answer = job_resource(cloud, job, is_new=True)
             cloud.jobs.submit(job)
@@ -53,6 +51,20 @@ def put_job(cloud: Cloud, request: Request) -> Answer:
         answer["properties"]["tags"] = _tags(job)
     location = f"{ARM}{cloud.workspace.prefix}/jobs/{name}?api-version={request.query.get('api-version')}"
     return Answer(answer, 201, {"Location": location})
+
+
+def _first_properties(job: Job) -> dict[str, str]:
+    """Returns the properties of a new job: those that were sent, and those that the service adds."""
+    found = {**(job.body.get("properties") or {}), "ContentSnapshotId": str(uuid.uuid4())}
+    if job.kind == "Command":
+        return found | {"_azureml.ComputeTargetType": "amlctrain"}
+    return found | {"primary_metric_config": _metric_config(job), "resume_from": "null", "runTemplate": "HyperDrive",
+                    "azureml.runsource": "hyperdrive", "platform": "AML"}  # fmt: skip
+
+
+def _metric_config(job: Job) -> str:
+    objective = job.body["objective"]
+    return json.dumps({"name": objective["primaryMetric"], "goal": objective["goal"]})
 
 
 def _check_references(cloud: Cloud, body: dict[str, Any]) -> None:
@@ -141,7 +153,8 @@ def delete_job(cloud: Cloud, request: Request) -> Answer:
 def job_resource(cloud: Cloud, job: Job, *, is_new: bool = False) -> dict[str, Any]:
     """Returns a job as the service describes it: what was sent, completed."""
     properties: dict[str, Any] = {"description": None, "identity": None, "componentId": None, "computeId": None,
-                                  "isArchived": False, "notificationSetting": None, "inputs": {}}  # fmt: skip
+                                  "isArchived": False, "notificationSetting": None, "inputs": {},
+                                  "secretsConfiguration": None}  # fmt: skip
     properties |= job.body
     status = "Running" if is_new and job.kind == "Sweep" else job.status
     properties |= {
@@ -150,7 +163,7 @@ def job_resource(cloud: Cloud, job: Job, *, is_new: bool = False) -> dict[str, A
         "displayName": job.body.get("displayName") or job.name,
         "experimentName": job.experiment,
         "status": status,
-        "services": _services(cloud, job),
+        "services": {**(job.body.get("services") or {}), **_services(cloud, job)},
         "inputs": {name: {"description": None, **entry} for name, entry in (job.body.get("inputs") or {}).items()},
         "outputs": _outputs(job),
         "resources": {**NO_RESOURCES, **(job.body.get("resources") or {})},
@@ -169,6 +182,8 @@ def _complete_sweep(properties: dict[str, Any]) -> None:
     objective["goal"] = str(objective["goal"]).capitalize()
     sampling = {"seed": None, "logbase": None, "rule": "Random"} | properties["samplingAlgorithm"]
     trial = {"distribution": None, "resources": dict(NO_RESOURCES)} | properties["trial"]
+    properties["limits"] = {"trialTimeout": None} | properties.get("limits", {})
+    properties.setdefault("queueSettings", {"jobTier": "Null", "priority": None})
     properties |= {"objective": objective, "samplingAlgorithm": sampling, "trial": trial,
                    "earlyTermination": properties.get("earlyTermination"), "componentConfiguration": None}  # fmt: skip
 
@@ -177,7 +192,7 @@ def _outputs(job: Job) -> dict[str, Any]:
     """Returns the named outputs, without their addresses as in the service, and the default one."""
     found = {name: {**entry, "uri": None} for name, entry in (job.body.get("outputs") or {}).items()}
     default = {"description": None, "assetName": None, "assetVersion": None, "mode": "ReadWriteMount",
-               "pathOnCompute": None, "jobOutputType": "uri_folder",
+               "pathOnCompute": None, "autoDeleteSetting": None, "jobOutputType": "uri_folder",
                "uri": f"azureml://datastores/workspaceartifactstore/{job.artifact_prefix.rstrip('/')}"}  # fmt: skip
     return found | {"default": default}
 
@@ -197,16 +212,19 @@ def _services(cloud: Cloud, job: Job) -> dict[str, Any]:
 def _tags(job: Job) -> dict[str, str]:
     if job.kind != "Sweep":
         return dict(job.tags)
-    limits, objective = job.body.get("limits") or {}, job.body["objective"]
+    limits = job.body.get("limits") or {}
     generator = {"name": str(job.body["samplingAlgorithm"]["samplingAlgorithmType"]).upper(),
                  "parameter_space": job.body["searchSpace"], "properties": {}}  # fmt: skip
-    metric = {"name": objective["primaryMetric"], "goal": objective["goal"]}
+    policy = job.body.get("earlyTermination") or {}
     return {
         **job.tags,
         "_aml_system_max_concurrent_jobs": str(limits.get("maxConcurrentTrials")),
         "_aml_system_max_total_jobs": str(limits.get("maxTotalTrials")),
         "_aml_system_generator_config": json.dumps(generator),
-        "_aml_system_primary_metric_config": json.dumps(metric),
+        "_aml_system_primary_metric_config": _metric_config(job),
+        "_aml_system_policy_config": json.dumps({"name": policy.get("policyType", "Default"), "properties": policy}),
+        "_aml_system_max_duration_minutes": f"{seconds(limits.get('timeout')) / 60:g}",
+        "_aml_system_resume_child_runs": "null",
         "_aml_system_all_jobs_generated": str(bool(job.children)).lower(),
         "_aml_system_cancellation_requested": str(job.is_cancel_requested).lower(),
         "_aml_system_samples_generated_count": str(len(job.children)),

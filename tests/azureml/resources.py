@@ -16,6 +16,7 @@ W = "/subscriptions/{subscription}/resourceGroups/{group}/providers/Microsoft.Ma
 """The start of every path of the control plane."""
 
 ARM = "https://management.azure.com"
+DURATION = re.compile(r"P(?:(\d+)D)?(?:T(?:(\d+)H)?(?:(\d+)M)?(?:([\d.]+)S)?)?")
 LONG_URI = re.compile(r"azureml://(?:subscriptions/.+?/workspaces/[^/]+/)?datastores/([^/]+)/paths/(.*)")
 
 
@@ -47,7 +48,6 @@ def paged(cloud: Cloud, request: Request, items: list[Any]) -> Answer:
     size = min(cloud.page_size, int(request.query.get("$top", cloud.page_size)))
     body: dict[str, Any] = {"value": items[start : start + size]}
     if start + size < len(items) and "$top" not in request.query:
-        separator = "&" if "?" in request.target else "?"
         base = re.sub(r"([?&])\$skip=\d+&?", r"\1", request.target).rstrip("?&")
         separator = "&" if "?" in base else "?"
         body["nextLink"] = f"https://{request.host}{base}{separator}$skip={start + size}"
@@ -62,3 +62,11 @@ def long_uri(cloud: Cloud, uri: str) -> str:
     workspace = cloud.workspace
     where = f"subscriptions/{workspace.subscription_id}/resourcegroups/{workspace.resource_group}"
     return f"azureml://{where}/workspaces/{workspace.name}/datastores/{match[1]}/paths/{match[2]}"
+
+
+def seconds(duration: str | None) -> float:
+    """Returns how long a duration is that is written like ``PT1H30M``; for ever if there is none."""
+    match = DURATION.fullmatch(duration or "")
+    if match is None:
+        return float("inf")
+    return sum(float(part or 0) * unit for part, unit in zip(match.groups(), (86400, 3600, 60, 1), strict=True))

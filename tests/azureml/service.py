@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import fnmatch
 import tempfile
 import threading
 import time
@@ -25,7 +26,7 @@ from tests.azureml.web import WebServer
 
 Result = TypeVar("Result")
 STORAGE_KEY = base64.b64encode(b"the stand-in's storage account. " * 2).decode()
-NETWORK_VARIABLES = ("HTTPS_PROXY", "https_proxy", "NO_PROXY", "no_proxy", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE")
+NETWORK_VARIABLES = {"HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE"}
 BLOB_HOSTS = "*.blob.core.windows.net"
 
 
@@ -57,17 +58,20 @@ class AzureML:
         self.proxy = ConnectProxy({**routes, BLOB_HOSTS: self._blob_port})
         self._request_mark = 0
         self._blob_mark = 0
+        self._expected_refusals: list[str] = []
 
     def start(self) -> None:
         """Starts all servers; takes about two seconds, and longer when Azurite has to be installed."""
         install_azurite()
-        self.azurite.start()
-        self.mlflow.start()
         self._thread.start()
         self._run(self._server.open())
         self._run(self.proxy.open())
+        self.azurite.start(self.environment["HTTPS_PROXY"])
+        self.mlflow.start()
         self.azurite.wait()
-        self.cloud.network_variables = {name: self.environment[name] for name in NETWORK_VARIABLES}
+        self.cloud.network_variables = {
+            name: value for name, value in self.environment.items() if name.upper() in NETWORK_VARIABLES
+        }
         self.cloud.plain_address = f"http://127.0.0.1:{self._server.plain_port}"
         for container in (self.workspace.default_container, ARTIFACT_CONTAINER):
             self.azurite.make_container(container)
@@ -101,11 +105,10 @@ class AzureML:
         """The variables with which a process takes the stand-in for Azure, signed in as a service principal."""
         authority = str(self.certificates.authority)
         proxy = f"http://127.0.0.1:{self.proxy.port}"
+        network = {"HTTPS_PROXY": proxy, "HTTP_PROXY": proxy, "NO_PROXY": "127.0.0.1,localhost"}
         return {
-            "HTTPS_PROXY": proxy,
-            "https_proxy": proxy,
-            "NO_PROXY": "",
-            "no_proxy": "",
+            **network,
+            **{name.lower(): value for name, value in network.items()},
             "REQUESTS_CA_BUNDLE": authority,
             "SSL_CERT_FILE": authority,
             "AZURE_TENANT_ID": self.workspace.tenant_id,
@@ -199,13 +202,25 @@ class AzureML:
         return trouble
 
     def received(self, method: str = "*", pattern: str = "*") -> list[Received]:
-        """Returns the requests of this test to control and data plane, oldest first."""
+        """Returns the requests of this test to all services but blob storage, oldest first."""
         found = self.state.requests[self._request_mark :]
         return [request for request in found if request.matches(method, pattern)]
 
     def blob_requests(self, method: str = "*") -> list[BlobRequest]:
-        """Returns the requests of this test to blob storage, oldest first."""
+        """Returns the requests of this test to blob storage, oldest first.
+
+        For an asynchronous copy Azurite asks for the source itself; that request is in the list too.
+        """
         return [request for request in self.azurite.requests()[self._blob_mark :] if method in ("*", request.method)]
+
+    def expect_refused(self, pattern: str) -> None:
+        """Lets a test ask for hosts that the proxy refuses; the pattern is one of ``host:port``."""
+        self._expected_refusals.append(pattern)
+
+    def refused(self) -> list[str]:
+        """Returns what the proxy refused in this test without being expected, as ``host:port``."""
+        return [target for target in self.proxy.refused
+                if not any(fnmatch.fnmatchcase(target, pattern) for pattern in self._expected_refusals)]  # fmt: skip
 
     def problems(self) -> list[str]:
         """Returns what was wrong with the request bodies of this test."""
@@ -217,6 +232,7 @@ class AzureML:
         self.cloud.set_defaults()
         self.cloud.jobs.forget()
         self.proxy.refused.clear()
+        self._expected_refusals.clear()
         self._request_mark = len(self.state.requests)
         self._blob_mark = len(self.azurite.requests())
 

@@ -67,7 +67,7 @@ class Compute:
 
 @dataclass
 class Received:
-    """One request of the control or data plane, with what was answered and what was wrong with the body."""
+    """One request to any service but blob storage, with what was answered and what was wrong with the body."""
 
     method: str
     host: str

@@ -115,6 +115,23 @@ def test_the_log_of_a_running_job_is_streamed(
     assert client.jobs.get(name).status == "Completed"
 
 
+@pytest.mark.parametrize(("secrets", "error"), [("Sas", "Incorrect padding"), ("None", "not 'EnvironmentCredential'")])
+def test_the_sdk_cannot_stream_what_the_service_answers(
+    azureml: AzureML, client: Any, script: Script, secrets: str, error: str
+) -> None:
+    """A mistake of the SDK: it takes a signature for the key of the account. Nothing here may hide that."""
+    azureml.cloud.secrets = secrets
+    name = client.jobs.create_or_update(script("import time\nprint('ready', flush=True)\ntime.sleep(2)")).name
+
+    def stream() -> None:
+        with azureml.executing():
+            azureml.wait_for_log(azureml.state.jobs[name], "ready")
+            client.jobs.stream(name)
+
+    with pytest.raises((ValueError, TypeError), match=error):
+        stream()
+
+
 def test_a_running_job_is_cancelled(azureml: AzureML, client: Any, script: Script) -> None:
     text = "import signal, time\nsignal.signal(signal.SIGTERM, lambda *_: print('got it', flush=True) or exit(3))\n"
     name = client.jobs.create_or_update(script(text + "print('ready', flush=True)\ntime.sleep(60)")).name
@@ -224,3 +241,54 @@ def test_python_of_the_job_is_this_python(azureml: AzureML, client: Any, script:
     client.jobs.create_or_update(script("import sys\nprint(sys.prefix)"))
     (done,) = azureml.run_pending_jobs()
     assert azureml.log(done).strip() == sys.prefix
+
+
+def test_data_and_outputs_are_where_the_job_wants_them(
+    azureml: AzureML, client: Any, script: Script, tmp_path: Path
+) -> None:
+    from azure.ai.ml import Input, Output
+
+    azureml.azurite.write(azureml.workspace.default_container, "some/file.txt", b"data")
+    text = """
+import sys
+from pathlib import Path
+Path(sys.argv[2], "copy.txt").write_bytes(Path(sys.argv[1], "file.txt").read_bytes())
+print(*sys.argv[1:])
+"""
+    folder, results = tmp_path / "mounted" / "in", tmp_path / "mounted" / "out"
+    job = script(
+        text,
+        command="python main.py ${{inputs.data}} ${{outputs.results}}",
+        inputs={"data": Input(path="azureml://datastores/workspaceblobstore/paths/some/", type="uri_folder")},
+        outputs={"results": Output(path="azureml://datastores/workspaceblobstore/paths/results/", type="uri_folder")},
+    )
+    job.properties = {
+        "AZURE_ML_INPUT_PathOnCompute_data": str(folder),
+        "AZURE_ML_OUTPUT_PathOnCompute_results": str(results),
+    }
+    client.jobs.create_or_update(job)
+    (done,) = azureml.run_pending_jobs()
+    assert azureml.log(done) == f"{folder} {results}\n"
+    assert azureml.azurite.read(azureml.workspace.default_container, "results/copy.txt") == b"data"
+    assert not folder.exists()
+    assert not results.exists()
+
+
+def test_a_cancelled_sweep_ends_its_trials(azureml: AzureML, client: Any, script: Script) -> None:
+    from azure.ai.ml.sweep import Choice
+
+    text = "import time\nprint('ready', flush=True)\ntime.sleep(60)"
+    job = script(text, command="python main.py ${{inputs.x}}", inputs={"x": 1})
+    limits = {"primary_metric": "loss", "goal": "minimize", "max_total_trials": 3, "max_concurrent_trials": 1}
+    sweep = job(x=Choice([1, 2, 3])).sweep(sampling_algorithm="grid", **limits)
+    sweep.compute = "gpu"
+    name = client.jobs.create_or_update(sweep).name
+    parent = azureml.state.jobs[name]
+    with azureml.executing():
+        deadline = time.monotonic() + 30
+        while not parent.children and time.monotonic() < deadline:
+            time.sleep(0.05)
+        azureml.wait_for_log(azureml.state.jobs[f"{name}_0"], "ready")
+        client.jobs.begin_cancel(name).result()
+    assert parent.status == "Canceled"
+    assert [azureml.state.jobs[child].status for child in parent.children] == ["Canceled"] * 3

@@ -72,8 +72,10 @@ def test_other_hosts_are_refused_and_remembered(azureml: AzureML) -> None:
         with pytest.raises(requests.exceptions.ProxyError, match="403 Forbidden"):
             session.get("https://telemetry.example.com/", timeout=10)
         assert session.get("http://example.com/", timeout=10).status_code == 403
-    assert azureml.proxy.refused == ["telemetry.example.com:443", "GET http://example.com/ HTTP/1.1"]
-    azureml.proxy.refused.clear()
+    assert azureml.refused() == ["telemetry.example.com:443", "example.com:80"]
+    azureml.expect_refused("*.example.com:443")
+    assert azureml.refused() == ["example.com:80"]
+    azureml.expect_refused("example.com:*")
 
 
 def test_a_body_against_the_definitions_is_noticed(azureml: AzureML) -> None:

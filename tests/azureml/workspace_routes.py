@@ -76,6 +76,7 @@ def compute_resource(cloud: Cloud, compute: Compute) -> dict[str, Any]:
         "errors": None,
         "remoteLoginPortPublicAccess": "Enabled",
         "osType": "Linux",
+        "virtualMachineImage": None,
         "isolatedNetwork": False,
         "propertyBag": {},
     }  # fmt: skip

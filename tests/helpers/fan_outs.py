@@ -17,7 +17,9 @@ from health_ml.planning.fan_out_folder import FanOutFolder
 from health_ml.planning.plan import JobPlan, PlannedTrials
 
 TINY = '''
+import json
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -34,6 +36,10 @@ class Model(LightningModule):
         super().__init__()
         self.layer = torch.nn.Linear(1, 1)
         self.level, self.pause = level, pause
+
+    def on_fit_start(self):
+        machine = {"gpus": os.environ.get("CUDA_VISIBLE_DEVICES"), "threads": torch.get_num_threads(), "argv": sys.argv}
+        Path("machine.json").write_text(json.dumps(machine))
 
     def training_step(self, batch, batch_idx):
         time.sleep(self.pause)

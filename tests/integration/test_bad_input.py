@@ -13,6 +13,7 @@ import pytest
 import torch
 from pytorch_lightning import LightningDataModule, LightningModule, Trainer
 from tests.helpers.containers import LineContainer, LineData, LineModel
+from tests.helpers.http_server import send, serving
 from tests.helpers.runs import run_container
 
 from health_ml.checkpoints.parser import CheckpointParser
@@ -31,8 +32,10 @@ from health_ml.errors import (
     RunNotFoundError,
 )
 from health_ml.experiment_config import RunnerMode
+from health_ml.lightning_container import LightningContainer
 from health_ml.records.reader import read_record
 from health_ml.records.record import RunStatus
+from health_ml.testing import invoke
 
 
 def status_of_only_run(folder: Path) -> tuple[RunStatus, str]:
@@ -148,6 +151,20 @@ def test_get_data_module_has_to_return_data(tmp_path: Path) -> None:
         run_container(DataContainer(None), tmp_path)
 
 
+def test_what_lightning_refuses_is_explained_in_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(ContainerError, match=r"Lightning refuses what ModelContainer made: No `training_step\(\)`"):
+        run_container(ModelContainer(TrainingOnlyModel()), tmp_path)
+
+
+def test_a_method_that_is_not_overridden_is_named_once(tmp_path: Path) -> None:
+    class Empty(LineContainer):
+        create_model = LightningContainer.create_model
+
+    with pytest.raises(ContainerError, match=r"and return a LightningModule\. Set HIML_FULL_ERROR") as caught:
+        run_container(Empty(), tmp_path)
+    assert str(caught.value).count("LightningModule") == 1
+
+
 class TrainingDataOnly(LightningDataModule):
     train_dataloader = LineData.train_dataloader
     _loader = LineData._loader
@@ -197,6 +214,12 @@ def test_all_missing_dataset_folders_are_named_and_no_run_is_made(tmp_path: Path
     assert not (tmp_path / "outputs").exists()
 
 
+def test_a_dataset_that_is_a_file_is_told_from_a_missing_one(tmp_path: Path) -> None:
+    (tmp_path / "data.csv").write_text("")
+    with pytest.raises(DatasetError, match=r"these are files: .*/data\.csv\. Give the folder"):
+        run_container(LineContainer(local_datasets=[Path("data.csv")]), tmp_path)
+
+
 def test_relative_dataset_folders_start_where_the_user_is(tmp_path: Path) -> None:
     (tmp_path / "here").mkdir()
     container = LineContainer(max_epochs=1, local_datasets=[Path("here")])
@@ -235,6 +258,58 @@ def test_a_truncated_checkpoint_leaves_no_run(checkpoint: Path, tmp_path: Path) 
     with pytest.raises(CheckpointError, match="damaged or incomplete"):
         run_container(inference(checkpoint), tmp_path)
     assert not (tmp_path / "outputs").exists()
+
+
+def flip_a_weight(checkpoint: Path) -> None:
+    """Changes one bit in the weights, which torch loads without a word."""
+    content = torch.load(checkpoint, weights_only=True)
+    weight = content["state_dict"]["layer.weight"].numpy().tobytes()
+    data = bytearray(checkpoint.read_bytes())
+    data[data.index(weight)] ^= 1
+    checkpoint.write_bytes(data)
+    assert torch.load(checkpoint, weights_only=True).keys() == content.keys()
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "mode"),
+    [
+        ({"run_inference_only": True}, RunnerMode.TRAIN),
+        ({"resume_training": True, "max_epochs": 5}, RunnerMode.TRAIN),
+        ({}, RunnerMode.EVAL_FULL),
+    ],
+)
+def test_a_checkpoint_with_changed_weights_leaves_no_run(
+    kwargs: dict[str, Any], mode: RunnerMode, checkpoint: Path, tmp_path: Path
+) -> None:
+    flip_a_weight(checkpoint)
+    container = LineContainer(src_checkpoint=CheckpointParser(str(checkpoint)), **kwargs)
+    with pytest.raises(CheckpointError, match=r"is damaged or incomplete: its record '.*' differs from its checksum"):
+        run_container(container, tmp_path, mode=mode)
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_a_restarted_run_does_not_continue_from_changed_weights(tmp_path: Path) -> None:
+    folder = tmp_path / "outputs" / "job"
+    environment = RunEnvironment(run_folder=folder, run_id="job")
+    result = run_container(LineContainer(max_epochs=1), tmp_path, environment=environment)
+    flip_a_weight(result.paths.checkpoints / "last.ckpt")
+    with pytest.raises(CheckpointError, match=r"no checkpoint in .* can be used: last\.ckpt"):
+        run_container(LineContainer(max_epochs=2), tmp_path, environment=environment)
+
+
+def test_a_checkpoint_that_a_server_does_not_have_leaves_no_run(tmp_path: Path) -> None:
+    with serving(lambda handler, _: send(handler, b"no", status=404)) as server:
+        with pytest.raises(CheckpointError, match=r"m\.ckpt failed: 404") as caught:
+            run_container(inference(f"{server.url}/m.ckpt"), tmp_path)
+        assert len(server.requests) == 1
+    assert caught.value.exit_code == 2
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_a_checkpoint_of_a_server_is_fetched_into_the_run(checkpoint: Path, tmp_path: Path) -> None:
+    with serving(lambda handler, _: send(handler, checkpoint.read_bytes())) as server:
+        result = run_container(inference(f"{server.url}/m.ckpt"), tmp_path)
+    assert result.checkpoint == result.paths.outputs / "pretrained_models" / "m.ckpt"
 
 
 class WideModel(LineModel):
@@ -309,12 +384,34 @@ def test_expected_results_are_compared_at_the_end(content: str, is_equal: bool, 
     (tmp_path / "expected" / "OUTPUT").mkdir(parents=True)
     (tmp_path / "expected" / "OUTPUT" / "result.txt").write_text(content)
     container = ModelContainer(WritingModel(), max_epochs=1, regression_test_folder=Path("expected"))
-    if is_equal:
-        run_container(container, tmp_path)
-    else:
-        with pytest.raises(RegressionTestError, match=r"Contents mismatch: result.txt"):
-            run_container(container, tmp_path)
+    result = run_container(container, tmp_path)
+    assert result.exit_code == (0 if is_equal else 1)
+    assert is_equal or (isinstance(result.error, RegressionTestError) and "mismatch: result.txt" in str(result.error))
     assert status_of_only_run(tmp_path)[0] is (RunStatus.FINISHED if is_equal else RunStatus.FAILED)
+
+
+def test_metrics_to_compare_that_do_not_exist_are_an_error_of_a_run_that_has_results(tmp_path: Path) -> None:
+    result = run_container(LineContainer(max_epochs=1, regression_metrics="test/loss,nope"), tmp_path)
+    assert (result.status, result.exit_code) == (RunStatus.FAILED, 1)
+    assert result.metrics["test/loss"] > 0
+    assert result.error is not None
+    assert "does not have: nope. It has test/loss, train/loss, val/loss." in str(result.error)
+
+
+@pytest.mark.parametrize("name", ["expected", "expected/OUTPUT"])
+def test_an_empty_folder_of_expected_results_leaves_no_run(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).mkdir(parents=True)
+    with pytest.raises(RegressionTestError, match="has nothing to compare") as caught:
+        run_container(LineContainer(regression_test_folder=Path("expected")), tmp_path)
+    assert caught.value.exit_code == 2
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_flags_that_the_model_does_not_heed_are_a_failure_of_a_run_that_exists(tmp_path: Path) -> None:
+    run = invoke(["--model=HelloWorld", "--tracking_uri=none", "--l_rate=3"], folder=tmp_path)
+    assert "--l_rate has no effect on" in run.stderr
+    assert run.exit_code == 1
+    assert status_of_only_run(tmp_path)[0] is RunStatus.FAILED
 
 
 def test_a_missing_folder_of_expected_results_leaves_no_run(tmp_path: Path) -> None:
@@ -347,6 +444,7 @@ def test_a_full_disk_is_noticed_before_the_model_is_built(tmp_path: Path) -> Non
     container = failing("setup", AssertionError("the model was built"))()
     with full_disk(), pytest.raises(OutputError, match="Cannot write the results of the run to"):
         run_container(container, tmp_path)
+    assert list((tmp_path / "outputs").iterdir()) == []
 
 
 def test_output_to_wins_over_the_outputs_folder(tmp_path: Path) -> None:

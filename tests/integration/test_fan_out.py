@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -19,11 +20,14 @@ from tests.helpers.process import run_himl
 from health_ml.checkpoints.fetch import resolve_checkpoint
 from health_ml.checkpoints.inspect import read_progress
 from health_ml.checkpoints.parser import CheckpointParser
+from health_ml.environment import environment_variables
 from health_ml.errors import BackendError, CheckpointError, PlanError
 from health_ml.planning.fan_out_folder import FanOutFolder
 from health_ml.planning.plan import JobPlan
+from health_ml.planning.search_space import TrialParameters
 from health_ml.records.reader import read_record
-from health_ml.records.record import RunStatus
+from health_ml.records.record import RunRecord, RunStatus
+from health_ml.records.trial_log import TrialLog
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +88,20 @@ def test_a_grid(fan_outs: FanOuts) -> None:
     again = fan_outs.run(folder)
     assert again.status is RunStatus.FINISHED
     assert ends(folder) == [0, 1, 2], "nothing is repeated"
+
+
+def test_a_trial_that_was_noted_and_never_started_is_run(fan_outs: FanOuts) -> None:
+    folder = fan_outs.create_fan_out(fan_outs.plan("level=1,2", argv=("--max_epochs=1",), max_concurrent=2))
+    record = RunRecord(folder.record, run_id=folder.run_id)
+    TrialLog(folder, record).start(TrialParameters(0, (("level", 1),)), slot=0)
+    record.close()
+    assert fan_outs.run(folder).status is RunStatus.FINISHED
+    assert ends(folder) == [0, 1]
+    assert [event for event in events(folder) if event[1] == 0] == [
+        ("started", 0, 0),
+        ("started", 0, 1),
+        ("ended", 0, 1),
+    ]
 
 
 @pytest.mark.parametrize(("sampling", "count"), [("random", 3), ("bayesian", 4)])
@@ -233,6 +251,18 @@ def test_time_limits(fan_outs: FanOuts) -> None:
     assert result.message.startswith("The search ran longer than its time limit of 1 seconds. 1 of 1 trials did not")
 
 
+def test_each_trial_has_gpus_of_its_own(fan_outs: FanOuts) -> None:
+    with environment_variables({"CUDA_VISIBLE_DEVICES": "3,4,5,6"}):
+        folder, result = fan_outs.run_new("level=0,1,2", argv=("--max_epochs=1",), max_num_gpus=2)
+    assert result.exit_code == 0
+    assert ", 2 at a time with 2 GPUs each, 3 to start." in fan_outs.lines[0]
+    machines = [json.loads((folder.trial_folder(index) / "machine.json").read_text()) for index in range(3)]
+    assert [machine["gpus"] for machine in machines[:2]] == ["3,4", "5,6"]
+    assert machines[2]["gpus"] in ("3,4", "5,6")
+    assert machines[2]["argv"][0] == "himl-runner"
+    assert machines[2]["argv"][-1] == "--level=2"
+
+
 def test_a_trial_gives_the_same_as_a_run_alone(fan_outs: FanOuts) -> None:
     plan = JobPlan(
         "HelloWorld",
@@ -249,6 +279,7 @@ def test_a_trial_gives_the_same_as_a_run_alone(fan_outs: FanOuts) -> None:
         return [(row.step, row.epoch, row.metrics) for row in read_record(record).metrics]
 
     assert rows(folder.trial_record(3)) == rows(run / "run")
+    assert re.search(r"Z INFO +`Trainer.fit` stopped: ", folder.trial_log(3).read_text()), "messages look the same"
     assert rows(folder.trial_record(2)) != rows(run / "run")
     states = [
         torch.load(path / "checkpoints" / "last.ckpt", weights_only=True) for path in (folder.trial_folder(3), run)

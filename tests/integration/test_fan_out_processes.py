@@ -16,9 +16,11 @@ import pytest
 from tests.helpers.fan_outs import TINY, FanOuts, ends, events
 
 from health_ml.backends.fan_out_job import fan_out_command
+from health_ml.backends.fan_out_resources import usable_cores
 from health_ml.backends.local_jobs import LocalBackend, LocalRunHandle
 from health_ml.backends.trial_lock import is_held, read_owner
 from health_ml.backends.trial_processes import living_trials
+from health_ml.environment import environment_variables
 from health_ml.errors import BackendError, PlanError
 from health_ml.planning.fan_out_folder import FanOutFolder
 from health_ml.planning.plan import JobPlan
@@ -108,10 +110,12 @@ def test_a_job_with_a_fan_out(fan_outs: FanOuts) -> None:
     (fan_outs.root / "outputs").mkdir()
 
     def place_code(plan: JobPlan, folder: Path) -> None:
-        (folder / "tiny.py").write_text((fan_outs.root / "tiny.py").read_text())
+        seen = "\nPath(__file__).with_name('seen').write_text(os.environ['HUB_TOKEN'])\n"
+        (folder / "tiny.py").write_text((fan_outs.root / "tiny.py").read_text() + seen)
 
     backend = LocalBackend(fan_outs.root, place_code=place_code)
     plan = fan_outs.plan("level=0,1,2", argv=("--max_epochs=30", "--pause=0.05"), max_concurrent=2)
+    plan = replace(plan, environment_variables=(("HUB_TOKEN", "very-secret"),))
     request = backend.render(plan)
     assert request.body["num_trials"] == 3
     handle = backend.submit(request)
@@ -131,6 +135,14 @@ def test_a_job_with_a_fan_out(fan_outs: FanOuts) -> None:
     assert f"Fan-out {folder.run_id}: FINISHED." in lines
     assert backend.resume(handle.run_id).status() is RunStatus.FINISHED, "there is nothing left to do"
     assert len(events(folder)) == 6
+
+    holds_secret = [
+        path for path in folder.run_folder.rglob("*") if path.is_file() and b"very-secret" in path.read_bytes()
+    ]
+    assert sorted(path.relative_to(folder.run_folder).as_posix() for path in holds_secret) == [
+        "code/seen",
+        "job/job.json",
+    ]
 
 
 def test_cancelling_a_job_cancels_its_trials(fan_outs: FanOuts) -> None:
@@ -175,9 +187,14 @@ def test_a_model_that_starts_threads_runs_each_trial_in_a_fresh_process(
 def test_mlflow_shows_the_trials_below_the_fan_out(fan_outs: FanOuts) -> None:
     from mlflow import MlflowClient
 
-    plan = fan_outs.plan("level=0,1", argv=("--max_epochs=1",), primary_metric="val/level", tracking_uri="")
-    folder = fan_outs.create_fan_out(plan)
-    assert fan_outs.run(folder).exit_code == 0, fan_outs.text
+    plan = fan_outs.plan(
+        "level=0,1", argv=("--max_epochs=1",), primary_metric="val/level", max_concurrent=2, tracking_uri=""
+    )
+    with environment_variables({"OMP_NUM_THREADS": None}):
+        folder = fan_outs.create_fan_out(plan)
+        assert fan_outs.run(folder).exit_code == 0, fan_outs.text
+    machine = json.loads((folder.trial_folder(0) / "machine.json").read_text())
+    assert machine["threads"] == max(1, usable_cores() // 2), "the processors are shared out"
     client = MlflowClient(f"sqlite:///{fan_outs.root}/mlflow.db")
 
     def runs() -> dict[str, tuple[str, str | None, float | None]]:

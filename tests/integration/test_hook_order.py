@@ -88,11 +88,12 @@ SETUP = [
     "setup",
     "create_model",
 ]
+SEED = "seed 42 workers=True"
 BEFORE_TRAINING = [
     "before_training_on_global_rank_zero",
     "before_training_on_local_rank_zero",
     "before_training_on_all_ranks",
-    "seed 42 workers=True",
+    SEED,
     "get_data_module",
 ]
 TRAINER = ["get_trainer_arguments", "get_callbacks"]
@@ -105,10 +106,13 @@ def test_training(seeded_container: TracingContainer, tmp_path: Path) -> None:
         *SETUP,
         *BEFORE_TRAINING,
         *TRAINER,
+        SEED,
         f"fit in {folder}",
         "get_checkpoint_to_test",
         *TRAINER,
+        SEED,
         "get_data_module",
+        SEED,
         f"test in {folder}",
     ]
 
@@ -123,8 +127,11 @@ def test_training_with_extra_validation_epoch(seeded_container: TracingContainer
         "model.on_run_extra_validation_epoch",
         "get_checkpoint_to_test",
         *TRAINER,
+        SEED,
         "get_data_module",
+        SEED,
         f"validate in {folder}",
+        SEED,
         f"test in {folder}",
     ]
 
@@ -144,8 +151,11 @@ def test_inference_only(checkpoint: CheckpointParser, seeded_container: TracingC
     assert seeded_container.calls == [
         *SETUP,
         *TRAINER,
+        SEED,
         "get_data_module",
+        SEED,
         f"validate in {folder}",
+        SEED,
         f"test in {folder}",
     ]
 
@@ -155,8 +165,9 @@ def test_eval_full(checkpoint: CheckpointParser, seeded_container: TracingContai
     result = run_container(seeded_container, tmp_path, mode=RunnerMode.EVAL_FULL)
     assert seeded_container.calls == [
         *SETUP,
-        "seed 42 workers=True",
+        SEED,
         "get_eval_data_module",
         *TRAINER,
+        SEED,
         f"test in {result.paths.outputs.name}",
     ]

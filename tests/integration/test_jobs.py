@@ -159,7 +159,7 @@ def test_secret_arguments_are_masked_in_the_tags(project: Path) -> None:
 def test_what_cannot_be_submitted_leaves_nothing_behind(project: Path, arguments: list[str], message: str) -> None:
     (project / "new.txt").touch()
     run = himl(project, "--model=small.Small", "--cluster=local", *arguments)
-    assert run.exit_code != 0
+    assert run.exit_code == 2
     assert message in run.stderr
     assert not (project / "outputs").exists()
 
@@ -179,6 +179,32 @@ def test_a_clean_tree_is_accepted(project: Path) -> None:
     with memory_backend() as backend:
         submitted_id(himl(project, "--model=small.Small", "--cluster=memory", "--require_clean"))
     assert len(backend.runs) == 1
+
+
+def test_what_runs_leave_behind_is_no_change(project: Path) -> None:
+    (project / ".gitignore").write_text("data/\n__pycache__/\n")
+    git(project, "commit", "--quiet", "--all", "--message", "less")
+    first = himl(project, "--model=small.Small", "--require_clean")
+    assert first.exit_code == 0, first.stderr
+    assert (project / "mlflow.db").exists()
+    (project / "other.txt").touch()
+    refused = himl(project, "--model=small.Small", "--require_clean", "--dry_run")
+    assert "there are untracked files: other.txt." in refused.stderr
+    (project / "other.txt").unlink()
+    with memory_backend():
+        submitted_id(himl(project, "--model=small.Small", "--require_clean", "--cluster=memory"))
+
+
+def test_a_folder_of_which_only_a_part_travels_is_read_where_it_is(project: Path) -> None:
+    for name in ("whole", "part"):
+        (project / name).mkdir()
+        (project / name / "README").touch()
+    (project / "part" / "data.csv").touch()
+    (project / ".amlignore").write_text("*.csv\n")
+    arguments = ("--model=small.Small", "--cluster=memory", "--local_datasets=part,whole", "--print_plan=json")
+    with memory_backend():
+        plan = json.loads(himl(project, *arguments).stdout)
+    assert f"--local_datasets={project / 'part'},whole" in plan["argv"]
 
 
 def test_an_unclean_tree_is_refused_in_this_process_too(project: Path) -> None:

@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import Any, ClassVar
 
+import param
 import pytest
 import torch
 from pytorch_lightning import LightningModule
@@ -74,6 +75,18 @@ def test_the_record_says_what_ran(tmp_path: Path) -> None:
     assert record.hyperparameters["max_epochs"] == 2
     assert record.tags["effective_random_seed"] == "45"
     assert epochs_of(result) == [0, 1]
+
+
+class TokenContainer(LineContainer):
+    n_tokens = param.Integer(5)
+    auth_token = param.String("hunter2hunter2hunter2")
+
+
+def test_only_values_are_secret_and_not_where_they_come_from(tmp_path: Path) -> None:
+    config = document(run_container(TokenContainer(max_epochs=1), tmp_path), "config")
+    assert config["n_tokens"] == {"value": 5, "source": "default"}
+    assert config["auth_token"] == {"value": "***", "source": "default"}
+    assert config["identity_based_auth"]["source"] == "default"
 
 
 def test_secrets_on_the_command_line_are_masked(tmp_path: Path) -> None:
@@ -157,6 +170,19 @@ def test_run_extra_val_epoch_validates_the_tested_checkpoint(tmp_path: Path) -> 
     assert len(rows) == 3
     assert rows[2] == pytest.approx(rows[1])
     assert result.metrics["val/loss"] == pytest.approx(rows[1])
+
+
+def places_of(result: RunResult, metric: str) -> list[tuple[int | None, int | None]]:
+    """Returns the epoch and step of each row of a metric."""
+    return [(row.epoch, row.step) for row in read_record(result.paths.record).metrics if metric in row.metrics]
+
+
+def test_evaluation_is_recorded_where_the_checkpoint_was_written(finished: RunResult, tmp_path: Path) -> None:
+    assert places_of(finished, "val/loss") == [(0, 3), (1, 7), (1, 7)]
+    assert places_of(finished, "test/loss") == [(1, 7)]
+    inference = LineContainer(run_inference_only=True, src_checkpoint=src(finished))
+    result = run_container(inference, tmp_path)
+    assert places_of(result, "val/loss") == places_of(result, "test/loss") == [(1, 7)]
 
 
 # --- from one run to the next -----------------------------------------------------------------------------------------

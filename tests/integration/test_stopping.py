@@ -87,7 +87,8 @@ def test_stops_with_a_checkpoint_and_continues_there(
     result = run_container(SignalContainer(place), tmp_path)
     assert (result.status, result.exit_code) == (RunStatus.PREEMPTED, 128 + signal.SIGTERM)
     assert read_record(result.paths.record).status.status is RunStatus.PREEMPTED
-    assert read_progress(result.paths.checkpoints / "last.ckpt").global_step == steps
+    assert result.checkpoint == result.paths.checkpoints / "last.ckpt"
+    assert read_progress(result.checkpoint).global_step == steps
 
     container = SignalContainer(resume_training=True, src_checkpoint=CheckpointParser(result.run_id))
     resumed = run_container(container, tmp_path)
@@ -164,6 +165,8 @@ def test_ctrl_c_ends_the_process_with_130(tmp_path: Path) -> None:
     assert read_record(run / "run").status.status is RunStatus.CANCELLED
     assert read_progress(run / "checkpoints" / "last.ckpt").global_step > 0
     assert re.search(r"Run \S+Slow: CANCELLED", output)
+    assert f"  checkpoint  {run}/checkpoints/last.ckpt" in output
+    assert re.search(rf"  resume  .* --resume_training --src_checkpoint={run.name}$", output, re.MULTILINE)
 
 
 @pytest.mark.slow

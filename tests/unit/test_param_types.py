@@ -3,7 +3,7 @@ from typing import Any
 import param
 import pytest
 
-from health_ml.param_types import CustomTypeParam, IntTuple, ListOrDictParam, RunIdOrListParam
+from health_ml.param_types import CustomTypeParam, IntTuple, ListOrDictParam, RunIdOrListParam, json_or_literal
 
 
 class Holder(param.Parameterized):
@@ -62,3 +62,8 @@ def test_run_ids_are_always_a_list() -> None:
 def test_a_custom_type_has_to_say_how_to_read_text() -> None:
     with pytest.raises(NotImplementedError, match="has to implement from_string"):
         CustomTypeParam().from_string("x")
+
+
+def test_what_is_no_dictionary_is_named_without_the_insides_of_python() -> None:
+    with pytest.raises(ValueError, match=r"'foo' is neither JSON nor a Python literal: Expecting value.*\.$"):
+        json_or_literal("foo")

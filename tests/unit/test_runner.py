@@ -12,7 +12,8 @@ import pytest
 from tests.helpers.process import run_himl
 
 from health_ml import __version__
-from health_ml.environment import environment_variables, working_directory
+from health_ml.environment import environment_variables, restored_environment, working_directory
+from health_ml.records.record import RunRecord, RunStatus
 from health_ml.runner import main
 
 ALLOWED = {"--version": {"param", "yaml"}, "--help": {"param", "yaml"}, "--completion=bash": {"param", "yaml"}}
@@ -139,7 +140,7 @@ def test_an_unexpected_error_shows_the_lines_of_the_user(folder: Path, capsys: p
 
 
 def test_a_failing_method_is_named_without_a_traceback(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert in_folder(folder, "--model_variant=error") == 1
+    assert in_folder(folder, "--model_variant=error") == 2
     printed = capsys.readouterr().err
     assert printed.startswith(
         "himl-runner: Failing.set_model_variant failed with RuntimeError: the variant is broken ("
@@ -159,7 +160,7 @@ def test_the_process_is_left_as_it_was(folder: Path) -> None:
 
     before = state()
     assert in_folder(folder, "--print_config") == 0
-    assert in_folder(folder, "--model_variant=error") == 1
+    assert in_folder(folder, "--model_variant=error") == 2
     assert state() == before
 
 
@@ -210,3 +211,34 @@ def test_sync_of_a_run_that_does_not_exist(tmp_path: Path, capsys: pytest.Captur
     printed = capsys.readouterr().err.splitlines()
     assert printed[0].startswith(f"himl-runner: There is no run 'nothing' in {tmp_path}/outputs.")
     assert printed[1] == "himl-runner: --max_epochs has no effect with --sync: leave out. See himl-runner --help."
+
+
+def test_sync_looks_only_into_folders_that_exist(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--sync=my_run", f"--output_to={tmp_path}/gone"]) == 2
+    assert f"--output_to={tmp_path}/gone: there is no such folder." in capsys.readouterr().err
+
+
+def test_sync_with_a_server_that_is_down_is_one_paragraph(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    record = RunRecord.create(tmp_path / "my_run" / "run", run_id="my_run")
+    record.set_status(RunStatus.FINISHED)
+    record.close()
+    with restored_environment():
+        assert main(["--sync=my_run", f"--output_to={tmp_path}", "--tracking_uri=http://127.0.0.1:9"]) == 1
+    error = capfd.readouterr().err
+    assert "Traceback" not in error
+    assert "nobody answers there (connection refused). Catch up with: himl-runner --sync=my_run" in error
+    assert len(error.splitlines()) <= 4
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("flag", ["--version", "--completion=bash", "--help"])
+def test_a_full_disk_behind_the_output_is_one_sentence(flag: str, tmp_path: Path) -> None:
+    with open("/dev/full", "w") as full:
+        process = subprocess.run(
+            [sys.executable, "-m", "health_ml.runner", flag],
+            stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, cwd=tmp_path, check=False,
+        )  # fmt: skip
+    assert process.returncode == 1
+    assert process.stderr == (
+        "himl-runner: Cannot write the output: No space left on device. Free some space, or redirect it.\n"
+    )

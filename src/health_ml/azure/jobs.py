@@ -75,7 +75,7 @@ def cancel_job(client: MLClient, name: str) -> None:
     from azure.core.exceptions import HttpResponseError
 
     try:
-        client.jobs.begin_cancel(name)
+        client.jobs.begin_cancel(name, polling=False)  # otherwise a thread asks for minutes whether it is done
     except HttpResponseError as error:
         if error.status_code != 400:  # the answer for a job that has ended meanwhile
             raise

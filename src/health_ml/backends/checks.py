@@ -4,30 +4,45 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from health_ml.checkpoints.download import check_reachable
 from health_ml.checkpoints.fetch import resolve_checkpoint
 from health_ml.checkpoints.inspect import read_progress
+from health_ml.checkpoints.parser import CheckpointParser
 from health_ml.environment import process_environment
 from health_ml.errors import ArgumentsError, DatasetError
 from health_ml.experiment_config import ExperimentConfig, RunnerMode
 from health_ml.lightning_container import LightningContainer
 from health_ml.records.tracking import resolve_tracking_uri
+from health_ml.training.regression import check_expected_folder
 from health_ml.training.stores import stores_for
-from health_ml.training.weights import check_epochs_left, examine_checkpoint, is_trusted
+from health_ml.training.weights import check_epochs_left, examine_checkpoint, is_trusted, verify_once
 
 
 def check_before_start(
-    experiment_config: ExperimentConfig, container: LightningContainer, *, start_directory: Path, project_root: Path
+    experiment_config: ExperimentConfig,
+    container: LightningContainer,
+    *,
+    start_directory: Path,
+    project_root: Path,
+    is_new_run: bool = True,
 ) -> None:
     """Makes the paths of the container absolute, and raises if the run cannot succeed.
 
     :param start_directory: Where relative paths start.
     :param project_root: Folder of the default tracking store.
+    :param is_new_run: False for a process that joins or repeats a run: a checkpoint may be in its folder already.
     :raises HimlError: Of the kind of the first check that finds a mistake, naming all mistakes of that kind.
     """
     if container.output_to is not None:
         container.output_to = start_directory / container.output_to
     resolve_datasets(container, start_directory=start_directory)
-    _check_checkpoint(experiment_config, container, start_directory=start_directory, project_root=project_root)
+    parser = container.src_checkpoint
+    if parser and not parser.is_url:
+        _check_checkpoint(
+            parser, experiment_config, container, start_directory=start_directory, project_root=project_root
+        )
+    elif parser and is_new_run:
+        check_reachable(parser.checkpoint)
     _resolve_regression_folder(container, start_directory)
     resolve_tracking_uri(experiment_config.tracking_uri, environ=process_environment(), project_root=project_root)
 
@@ -38,6 +53,12 @@ def resolve_datasets(container: LightningContainer, *, start_directory: Path) ->
     :raises DatasetError: If some do not exist, naming all of them.
     """
     folders = [start_directory / Path(folder).expanduser() for folder in container.local_datasets]
+    files = [str(folder) for folder in folders if folder.is_file()]
+    if files:
+        raise DatasetError(
+            f"--local_datasets takes folders, and these are files: {', '.join(files)}.",
+            "Give the folder that holds the file.",
+        )
     missing = [str(folder) for folder in folders if not folder.is_dir()]
     if missing:
         noun = "dataset folder does" if len(missing) == 1 else "dataset folders do"
@@ -49,15 +70,17 @@ def resolve_datasets(container: LightningContainer, *, start_directory: Path) ->
 
 
 def _check_checkpoint(
-    experiment_config: ExperimentConfig, container: LightningContainer, *, start_directory: Path, project_root: Path
+    parser: CheckpointParser,
+    experiment_config: ExperimentConfig,
+    container: LightningContainer,
+    *,
+    start_directory: Path,
+    project_root: Path,
 ) -> None:
-    """Checks a checkpoint on this machine, so that a wrong one leaves no run behind. A URL is fetched into the run.
+    """Checks a checkpoint on this machine, so that a wrong one leaves no run behind.
 
     :raises HimlError: If the checkpoint does not exist, cannot be read, or leaves nothing to train.
     """
-    parser = container.src_checkpoint
-    if not parser or parser.is_url:
-        return
     path = resolve_checkpoint(
         parser,
         start_directory=start_directory,
@@ -70,6 +93,7 @@ def _check_checkpoint(
         check_epochs_left(examine_checkpoint(path, is_trusted=is_trusted(path, container, project_root)), container)
     elif container.run_inference_only or experiment_config.mode is RunnerMode.EVAL_FULL:
         read_progress(path)
+        verify_once(path)
 
 
 def _resolve_regression_folder(container: LightningContainer, start_directory: Path) -> None:
@@ -81,4 +105,5 @@ def _resolve_regression_folder(container: LightningContainer, start_directory: P
             f"The folder with the expected results does not exist: {folder}.",
             "Check --regression_test_folder; it needs a folder OUTPUT with the files to compare.",
         )
+    check_expected_folder(folder)
     container.regression_test_folder = folder

@@ -19,7 +19,7 @@ from health_ml.backends.fan_out_results import make_report, write_results
 from health_ml.backends.fan_out_scheduler import Scheduler
 from health_ml.backends.run_facts import ProvenanceThread, RunDocument, machine_facts
 from health_ml.backends.trial_lock import read_owner, write_owner
-from health_ml.backends.trial_processes import TrialServer, kill_trials
+from health_ml.backends.trial_processes import TrialServer, kill_trials, living_trials
 from health_ml.environment import Place, RunEnvironment, process_environment
 from health_ml.errors import BackendError, PlanError
 from health_ml.planning.fan_out_folder import FanOutFolder
@@ -198,7 +198,8 @@ class _FanOut:
                 self._run_trials(warm.server, guard, is_rerunning_failed=is_rerunning_failed)
                 status, message = self._verdict(guard)
             except BaseException as error:
-                kill_trials(self.folder)
+                for trial in living_trials(self.folder):
+                    trial.send_signal(signal.SIGTERM)  # they save what they have, and can be taken up
                 self._close(RunStatus.FAILED, str(error), provenance=provenance, document=document, mirror=mirror)
                 raise
             report = make_report(self.folder, self.space)
@@ -209,8 +210,9 @@ class _FanOut:
 
     def _run_trials(self, warm: TrialServer | None, guard: SignalGuard, *, is_rerunning_failed: bool) -> None:
         self.scheduler.take_up(is_rerunning_failed=is_rerunning_failed)
+        count = self.space.trial_count
         self.write(
-            f"Fan-out {self.folder.run_id}: {self.space.trial_count} trials ({', '.join(self.space.sources)}), "
+            f"Fan-out {self.folder.run_id}: {count} trial{'s' * (count != 1)} ({', '.join(self.space.sources)}), "
             f"{self.slots.count} at a time{self.slots.describe()}, {self.scheduler.left} to start."
         )
         if not self.scheduler.left:

@@ -14,10 +14,12 @@ from health_ml.backends.fan_out import read_plan, run_fan_out
 from health_ml.environment import Place, RunEnvironment, process_environment
 from health_ml.errors import HimlError
 from health_ml.planning.fan_out_folder import FanOutFolder
+from health_ml.planning.plan import JobPlan, pairs_of
 
 RERUN_FAILED = "--rerun_failed_trials"
 """First argument of a job that runs the failed trials again; no flag of the runner has this name."""
 _JOB_MODULE = "health_ml.backends.fan_out_job"
+_TRACKING_URI = "--tracking_uri="
 
 
 def fan_out_command(argv: Sequence[str]) -> tuple[str, ...]:
@@ -44,7 +46,7 @@ def main(arguments: Sequence[str]) -> int:
     is_rerunning_failed = list(arguments[:1]) == [RERUN_FAILED]
     argv = tuple(arguments[1:] if is_rerunning_failed else arguments)
     try:
-        plan = replace(read_plan(FanOutFolder(environment.run_folder), is_complete=False), argv=argv)
+        plan = _with_secrets(read_plan(FanOutFolder(environment.run_folder), is_complete=False), argv)
         result = run_fan_out(
             environment.run_folder, place=place, write=_write, plan=plan, is_rerunning_failed=is_rerunning_failed
         )
@@ -52,6 +54,15 @@ def main(arguments: Sequence[str]) -> int:
         _write(f"himl-runner: {error}")
         return error.exit_code
     return result.exit_code
+
+
+def _with_secrets(plan: JobPlan, argv: tuple[str, ...]) -> JobPlan:
+    """Returns the plan with what the record does not keep: the job was handed that when it was started."""
+    variables = process_environment()
+    environment = {name: variables.get(name, value) for name, value in plan.environment_variables}
+    given = [argument.removeprefix(_TRACKING_URI) for argument in argv if argument.startswith(_TRACKING_URI)]
+    trials = replace(plan.trials, tracking_uri=given[-1]) if given else plan.trials
+    return replace(plan, argv=argv, environment_variables=pairs_of(environment), trials=trials)
 
 
 def _write(line: str) -> None:

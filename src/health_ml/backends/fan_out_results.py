@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -27,17 +28,24 @@ _LOG_BYTES = 4096
 _LOG_LINES = 5
 
 
-def end_of_trial(folder: FanOutFolder, state: TrialState) -> TrialEnd:
-    """Returns how a trial whose process has ended did so: what its record says, KILLED if it could not say so."""
+def end_of_trial(folder: FanOutFolder, state: TrialState, *, stopped_as: RunStatus | None = None) -> TrialEnd:
+    """Returns how a trial whose process has ended did so: what its record says, KILLED if it could not say so.
+
+    :param stopped_as: How it ends if it was asked to stop and could not say anything any more.
+    """
+    now = time.time()
     try:
         view = read_record(folder.trial_record(state.trial.index)).status
     except RunNotFoundError:
-        return TrialEnd(RunStatus.FAILED, f"It ended before its record began: {_last_line(folder, state)}")
-    if view.attempt < state.attempts - 1:
-        return TrialEnd(RunStatus.FAILED, f"It ended before it continued its record: {_last_line(folder, state)}")
-    if not view.status.is_final:
-        return TrialEnd(RunStatus.KILLED, "The process ended without a final status.")
-    return TrialEnd(view.status, view.message)
+        view = None
+    if view is not None and view.attempt >= state.attempts - 1 and view.status.is_final and not view.is_derived:
+        return TrialEnd(view.status, view.message, state.seconds_until(view.time))
+    if stopped_as is not None:
+        return TrialEnd(stopped_as, "It was stopped before it could save anything.", state.seconds_until(now))
+    if view is None or view.attempt < state.attempts - 1:
+        note = f"It ended before its record began: {_last_line(folder, state)}"
+        return TrialEnd(RunStatus.FAILED, note, state.seconds_until(now))
+    return TrialEnd(RunStatus.KILLED, "The process ended without a final status.", state.seconds_until(now))
 
 
 def metrics_of_trial(folder: FanOutFolder, index: int) -> dict[str, float]:
@@ -52,7 +60,7 @@ def best_value(folder: FanOutFolder, index: int, space: SearchSpace) -> float | 
     """Returns the best value of the primary metric over the epochs of a trial, or None if it has none."""
     if space.primary_metric is None:
         return None
-    values = [value for value in MetricHistory(folder.trial_record(index), space.primary_metric).values()]
+    values = MetricHistory(folder.trial_record(index), space.primary_metric).values()
     return space.goal.best(values) if any(not math.isnan(value) for value in values) else None
 
 

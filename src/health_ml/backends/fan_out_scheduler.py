@@ -7,8 +7,8 @@ import os
 import signal
 import time
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 from health_ml.backends.fan_out_resources import Slots
 from health_ml.backends.fan_out_results import best_value, end_of_trial, metrics_of_trial, tail_of_log
@@ -30,7 +30,7 @@ from health_ml.settings import (
     ENV_RUN_ID,
     ENV_START_DIRECTORY,
 )
-from health_ml.training.signals import SignalGuard
+from health_ml.training.signals import RunInterrupted, SignalGuard
 
 GRACE_SECONDS = 20.0
 """How long a trial may take to save its checkpoint; less than the supervisor of a job gives the whole fan-out."""
@@ -43,7 +43,8 @@ class RunningTrial:
 
     :param deadline: When it has run too long.
     :param kill_at: When it is ended by force, because it was asked to stop before.
-    :param pending_signal: A signal that could not be sent yet.
+    :param stopped_by: The signal that asked it to stop.
+    :param is_signal_pending: True if the signal could not be sent yet.
     :param verdict: How it ends whatever its record says, or None.
     """
 
@@ -51,13 +52,14 @@ class RunningTrial:
     process: TrialProcess
     deadline: float = math.inf
     kill_at: float = math.inf
-    pending_signal: int | None = None
+    stopped_by: int | None = None
+    is_signal_pending: bool = False
     verdict: TrialEnd | None = None
 
     def stop(self, number: int) -> None:
         """Asks the trial to stop, and sets the time when it is ended by force."""
-        if math.isinf(self.kill_at):
-            self.pending_signal = number
+        if self.stopped_by is None:
+            self.stopped_by, self.is_signal_pending = number, True
             self.kill_at = time.monotonic() + GRACE_SECONDS
 
     def look(self) -> bool:
@@ -66,8 +68,8 @@ class RunningTrial:
             return True
         if time.monotonic() > self.kill_at:
             self.process.send_signal(signal.SIGKILL)
-        elif self.pending_signal is not None and self.process.send_signal(self.pending_signal):
-            self.pending_signal = None
+        elif self.is_signal_pending and self.stopped_by is not None:
+            self.is_signal_pending = not self.process.send_signal(self.stopped_by)
         return False
 
 
@@ -119,7 +121,9 @@ class Scheduler:
                 self._adopt(state, process)
                 continue
             if state.end is None:
-                end = end_of_trial(self._folder, state)
+                process.end_children()
+                # Nobody saw it end: without a word in its record it was killed, even before it could begin one.
+                end = end_of_trial(self._folder, state, stopped_as=RunStatus.KILLED)
                 if end.is_settled:
                     self._log.finish(state, end)
             is_failed = state.end is not None and state.end.status is RunStatus.FAILED
@@ -154,11 +158,6 @@ class Scheduler:
                 self._start_trials(server)
             self._reap()
             time.sleep(_POLL_SECONDS)
-
-    def kill(self) -> None:
-        """Ends all trials at once."""
-        for trial in self._running.values():
-            trial.process.send_signal(signal.SIGKILL)
 
     @property
     def left(self) -> int:
@@ -246,6 +245,7 @@ class Scheduler:
         for index, trial in list(self._running.items()):
             self._stop_if_too_long(trial)
             if trial.look():
+                trial.process.end_children()
                 del self._running[index]
                 if trial.state.slot < self._slots.count:
                     self._free_slots.append(trial.state.slot)
@@ -253,16 +253,17 @@ class Scheduler:
 
     def _end(self, trial: RunningTrial) -> None:
         state = trial.state
-        end = end_of_trial(self._folder, state)
+        stopped_as = RunInterrupted(trial.stopped_by).status if trial.stopped_by is not None else None
+        end = end_of_trial(self._folder, state, stopped_as=stopped_as)
         if trial.verdict is not None and end.status is not RunStatus.FINISHED:
-            end = trial.verdict
+            end = replace(trial.verdict, seconds=end.seconds)
             self._correct_record(state, end)
-        end = self._log.finish(state, end)
-        value = self._value(state)
-        self._sampler.tell(state.trial, value)
-        self._report(state, end)
+        self._log.finish(state, end)
+        self._sampler.tell(state.trial, self._value(state))
+        metrics = metrics_of_trial(self._folder, state.trial.index)
+        self._report(state, end, metrics)
         if end.status is RunStatus.FINISHED:
-            self._check_metric(state)
+            self._check_metric(state, metrics)
         elif end.status in (RunStatus.FAILED, RunStatus.KILLED) and self._plan.trials.is_failing_fast:
             self._stop_because(f"Trial {state.trial.index} failed, and --fail_fast was given.")
 
@@ -280,12 +281,12 @@ class Scheduler:
             return None
         return best_value(self._folder, state.trial.index, self._space)
 
-    def _check_metric(self, state: TrialState) -> None:
+    def _check_metric(self, state: TrialState, metrics: Mapping[str, float]) -> None:
         """Stops at the end of the first trial if it has not logged the metric that the search is about."""
         metric = self._space.primary_metric
         if self._has_metric or metric is None:
             return
-        logged = sorted(metrics_of_trial(self._folder, state.trial.index))
+        logged = sorted(metrics)
         self._has_metric = metric in logged
         if not self._has_metric:
             suggestion = did_you_mean(metric, logged)
@@ -294,10 +295,10 @@ class Scheduler:
                 f"{', '.join(logged) or 'nothing'}. {suggestion}".strip()
             )
 
-    def _report(self, state: TrialState, end: TrialEnd) -> None:
+    def _report(self, state: TrialState, end: TrialEnd, metrics: Mapping[str, float]) -> None:
         index = state.trial.index
         metric = self._space.primary_metric
-        value = metrics_of_trial(self._folder, index).get(metric) if metric else None
+        value = metrics.get(metric) if metric else None
         result = f", {metric}={value:.6g}" if value is not None else ""
         note = f" {end.note}" if end.note else ""
         self._write(

@@ -18,7 +18,7 @@ from health_ml.backends.run_facts import ProvenanceThread, RunDocument, run_fact
 from health_ml.backends.run_folder import create_run_paths
 from health_ml.deep_learning_config import RunPaths
 from health_ml.environment import RunEnvironment, environment_variables, process_environment, restored_environment
-from health_ml.errors import ContainerError, HimlError
+from health_ml.errors import EXIT_FAILED, EXIT_USAGE, ContainerError, HimlError, RegressionTestError, exiting_with
 from health_ml.experiment_config import DebugDDPOptions, ExperimentConfig, RunnerMode
 from health_ml.lightning_container import LightningContainer
 from health_ml.planning.dataset_inputs import input_variables
@@ -28,6 +28,7 @@ from health_ml.records.record import RunRecord, RunStatus
 from health_ml.settings import (
     ENV_EXPERIMENT_NAME,
     ENV_TORCH_DISTRIBUTED_DEBUG,
+    LAST_CHECKPOINT,
     RECORD_PLAN_DOCUMENT,
 )
 from health_ml.training.distributed import child_environment
@@ -73,17 +74,24 @@ def run_in_process(
     container.num_nodes = experiment_config.num_nodes
     container.runner_mode = experiment_config.mode
     start_directory = environment.start_directory or project_root
-    provide_datasets(
-        experiment_config,
-        container,
-        environment=environment,
-        start_directory=start_directory,
-        environ=process_environment(),
-    )
-    check_before_start(experiment_config, container, start_directory=start_directory, project_root=project_root)
-    paths = create_run_paths(
-        container.model_name, environment=environment, project_root=project_root, output_to=container.output_to
-    )
+    with exiting_with(EXIT_USAGE):
+        provide_datasets(
+            experiment_config,
+            container,
+            environment=environment,
+            start_directory=start_directory,
+            environ=process_environment(),
+        )
+        check_before_start(
+            experiment_config,
+            container,
+            start_directory=start_directory,
+            project_root=project_root,
+            is_new_run=environment.run_folder is None and not environment.is_in_azureml,
+        )
+        paths = create_run_paths(
+            container.model_name, environment=environment, project_root=project_root, output_to=container.output_to
+        )
     container.set_run_paths(paths)
     job = enter_job(environment, paths, process_environment()) if environment.is_in_azureml else None
     environment = replace(environment, attempt=job.attempt) if job else environment
@@ -208,11 +216,26 @@ class _Run:
         finally:
             set_debug_level_from_env()
 
-    def compare_with_expected_results(self, metrics: Mapping[str, float]) -> None:
-        """Writes the metrics to compare, and compares the outputs with the folder of expected results if there is one.
+    def difference_from_expected_results(self, metrics: Mapping[str, float]) -> RegressionTestError | None:
+        """Returns what differs between the outputs and the folder of expected results, if there is one.
 
-        :raises RegressionTestError: If they differ.
+        Before that, it writes the metrics to compare.
         """
+        try:
+            self._compare_with_expected_results(metrics)
+        except RegressionTestError as error:
+            return error
+        return None
+
+    def interrupted(
+        self, interruption: RunInterrupted, metrics: dict[str, float], messages: Sequence[str]
+    ) -> RunResult:
+        """Returns what there is of a run that a signal ended."""
+        last = self.paths.checkpoints / LAST_CHECKPOINT
+        outcome = RunOutcome(metrics, checkpoint=last if last.is_file() else None, messages=tuple(messages))
+        return self.result(interruption.status, outcome)
+
+    def _compare_with_expected_results(self, metrics: Mapping[str, float]) -> None:
         if self.container.regression_metrics:
             from health_ml.training.regression import write_regression_metrics
 
@@ -282,28 +305,33 @@ class _RecordedRun:
         self._document: RunDocument | None = None
         self._provenance: ProvenanceThread | None = None
         self._mirror: MirrorHandle | None = None
+        self._runner: RunnerBase | None = None
 
     def execute(self, sources: Mapping[str, str]) -> RunResult:
         """Runs, and returns how it ended."""
-        with self._guard.installed():
+        with self._guard.installed(), exiting_with(EXIT_FAILED):
             try:
                 self._open(sources)
-                runner = self._run.runner(self._record, self._guard)
+                runner = self._runner = self._run.runner(self._record, self._guard)
                 runner.on_rank_failed = self._note_failed_rank
                 runner.on_model_created = lambda: check_effective(self._run.container, sources)
                 outcome = runner.run()
-                self._run.compare_with_expected_results(outcome.metrics)
+                problem = self._run.difference_from_expected_results(outcome.metrics)
                 self._guard.start_deferring()
             except RunInterrupted as interruption:
                 messages = self._close(interruption.status, str(interruption))
-                return self._run.result(interruption.status, RunOutcome({}, messages=messages))
+                metrics = self._runner.metrics if self._runner is not None else {}
+                return self._run.interrupted(interruption, metrics, messages)
             except BaseException as error:
                 self._close_after(error)
                 if isinstance(error, SystemExit):
                     raise _premature_end(error, self._run.container) from error
                 raise
-            messages = self._close(RunStatus.FINISHED, " ".join(outcome.messages), checkpoint=outcome.checkpoint)
-            return self._run.result(RunStatus.FINISHED, replace(outcome, messages=(*outcome.messages, *messages)))
+            status = RunStatus.FAILED if problem else RunStatus.FINISHED
+            message = describe_exception(problem) if problem else " ".join(outcome.messages)
+            messages = self._close(status, message, checkpoint=outcome.checkpoint)
+            result = self._run.result(status, replace(outcome, messages=(*outcome.messages, *messages)))
+            return replace(result, error=problem)
 
     def _open(self, sources: Mapping[str, str]) -> None:
         run, record = self._run, self._record

@@ -24,7 +24,7 @@ from health_ml.backends.fan_out import check_fan_out, check_one_node
 from health_ml.backends.fan_out_job import fan_out_command, with_rerun
 from health_ml.backends.local_layout import LocalJob, LocalJobFolder
 from health_ml.backends.local_logs import LogFollower
-from health_ml.backends.local_supervisor import GRACE_SECONDS, signal_group
+from health_ml.backends.local_supervisor import GRACE_SECONDS
 from health_ml.backends.run_facts import write_git_state
 from health_ml.backends.run_folder import make_unique_folder
 from health_ml.backends.trial_processes import kill_trials
@@ -36,7 +36,13 @@ from health_ml.planning.provenance import GitState
 from health_ml.planning.run_store import find_run_folder
 from health_ml.planning.snapshot import snapshot_store_folder
 from health_ml.planning.snapshot_store import SnapshotStore
-from health_ml.records.process_identity import is_dead
+from health_ml.records.process_identity import (
+    end_group_of_dead,
+    is_dead,
+    is_running_here,
+    process_identity,
+    signal_group,
+)
 from health_ml.records.reader import read_record
 from health_ml.records.record import RunRecord, RunStatus
 from health_ml.settings import OUTPUTS_FOLDER, RECORD_FOLDER, RECORD_PLAN_DOCUMENT
@@ -65,16 +71,24 @@ class LocalRunHandle(RunHandle):
         return {"folder": str(self.run_folder)}
 
     def status(self) -> RunStatus:
-        """Returns how the run stands; a job whose supervisor was killed counts as KILLED."""
+        """Returns how the run stands; a job whose supervisor was killed before its end counts as KILLED."""
+        keeper = self._keeper()
+        is_kept = keeper is None or not is_dead(keeper)
+        # Looked at after the processes, which may end between the looks.
+        has_ended = self.folder.exit_file.exists()
         recorded = read_record(self.run_folder / RECORD_FOLDER).status.status
-        if self.folder.exit_file.exists():
+        if has_ended:
             return recorded
-        supervisor = self.folder.read_processes().get("supervisor")
-        if supervisor is not None and is_dead(supervisor):
-            # It may have ended between the two looks.
-            return recorded if self.folder.exit_file.exists() else RunStatus.KILLED
-        # The nodes have ended, but the supervisor has yet to say how.
-        return recorded if not recorded.is_final else RunStatus.RUNNING
+        if is_kept:  # the nodes may have ended, but the supervisor has yet to say how
+            return recorded if not recorded.is_final else RunStatus.RUNNING
+        has_nodes = bool(_living_nodes(self.folder.read_processes()))
+        return recorded if recorded.is_final and not has_nodes else RunStatus.KILLED
+
+    def _keeper(self) -> dict[str, Any] | None:
+        """Returns the identity of the process that looks after the job: its supervisor, or who is starting that."""
+        processes = self.folder.read_processes()
+        keeper: dict[str, Any] | None = processes.get("supervisor") or processes.get("starter")
+        return keeper
 
     def stream(self, write: Callable[[str], object]) -> None:
         """Hands every line of all nodes' logs to ``write``, prefixed with the node where there are several."""
@@ -102,15 +116,16 @@ class LocalRunHandle(RunHandle):
         if self.status().is_final and self.folder.exit_file.exists():
             return
         self.folder.cancel_file.touch()
-        processes = self.folder.read_processes()
-        supervisor = processes.get("supervisor")
-        if supervisor is None or is_dead(supervisor):
-            self._end_orphans(processes)
+        keeper = self._keeper()
+        if keeper is None or is_dead(keeper):
+            self._end_orphans(self.folder.read_processes())
         elif not self.wait(GRACE_SECONDS + 10).is_final:
             raise BackendError(
                 f"Run {self.run_id} has not ended {GRACE_SECONDS + 10:g} seconds after it was cancelled.",
-                f"Its supervisor is process {supervisor['pid']}; its log is {self.folder.job}.",
+                f"Its supervisor is process {keeper['pid']}; its log is {self.folder.supervisor_log}.",
             )
+        elif self.status() is RunStatus.KILLED:  # just now
+            self._end_orphans(self.folder.read_processes())
 
     def _end_orphans(self, processes: dict[str, object]) -> None:
         """Ends the nodes of a job whose supervisor was killed, and says so in the record."""
@@ -118,8 +133,10 @@ class LocalRunHandle(RunHandle):
         kill_trials(FanOutFolder(self.run_folder))
         before = read_record(self.run_folder / RECORD_FOLDER).status
         record = RunRecord(self.run_folder / RECORD_FOLDER, run_id=self.run_id, attempt=before.attempt)
-        record.set_status(RunStatus.CANCELLED, "The job was cancelled after its supervisor had been killed.")
+        message = "The job was cancelled after its supervisor had been killed."
+        record.set_status(RunStatus.CANCELLED, message)
         record.close()
+        self.folder.write_exit(exit_codes=[], message=message, is_cancelled=True)
 
     def download(self, pattern: str, target: Path) -> list[Path]:
         """Returns the run's files whose relative path matches a glob pattern, copied below the target folder.
@@ -149,12 +166,18 @@ def end_nodes(processes: dict[str, object]) -> None:
     while any(not is_dead(node) for node in alive) and time.monotonic() < deadline:
         time.sleep(_POLL_SECONDS)
     for node in alive:
-        signal_group(node["pid"], signal.SIGKILL)
+        signal_group(node["pid"], signal.SIGKILL)  # also what a node has left that has ended
+    for node in _nodes(processes):
+        end_group_of_dead(node)
 
 
 def _living_nodes(processes: dict[str, object]) -> list[dict[str, Any]]:
+    return [node for node in _nodes(processes) if is_running_here(node)]
+
+
+def _nodes(processes: dict[str, object]) -> list[dict[str, Any]]:
     nodes = processes.get("nodes")
-    return [node for node in nodes if not is_dead(node)] if isinstance(nodes, list) else []
+    return nodes if isinstance(nodes, list) else []
 
 
 class LocalBackend(Backend):
@@ -222,7 +245,8 @@ class LocalBackend(Backend):
         folder = LocalJobFolder(run_folder)
         try:
             self._prepare(folder, plan, git_state)
-            self._start_supervisor(folder)
+            with folder.starting() as lock:
+                self._start_supervisor(folder, lock)
         except BaseException:
             # A submission that fails half-way leaves nothing and can simply be repeated.
             shutil.rmtree(run_folder, ignore_errors=True)
@@ -251,27 +275,28 @@ class LocalBackend(Backend):
         :raises BackendError: If the run was not submitted as a job, or cannot be started.
         """
         handle = self.attach(run_id)
-        if handle.status() is RunStatus.FINISHED or not handle.status().is_final:
+        if _needs_nothing(handle):
             return handle
         folder = handle.folder
-        job = folder.read_job()
-        fan_out = FanOutFolder(folder.run_folder)
-        if fan_out.exists:
-            # Only the scheduler: the trials go on, and the next scheduler follows them.
-            for node in _living_nodes(folder.read_processes()):
-                os.kill(node["pid"], signal.SIGKILL)
-            command = with_rerun(job.command, is_rerunning_failed=is_rerunning_failed)
-            job = replace(job, command=command)
-        else:
-            end_nodes(folder.read_processes())
-        for file in (folder.exit_file, folder.cancel_file, folder.processes_file):
-            file.unlink(missing_ok=True)
-        attempt = read_record(folder.run_folder / RECORD_FOLDER).status.attempt + 1
-        folder.job_file.write_text(replace(job, attempt=attempt).to_json(), encoding="utf-8")
-        record = RunRecord(folder.run_folder / RECORD_FOLDER, run_id=run_id, attempt=attempt)
-        record.set_status(RunStatus.QUEUED)
-        record.close()
-        self._start_supervisor(folder)
+        with folder.starting() as lock:
+            if _needs_nothing(handle):  # another process was faster
+                return handle
+            job = folder.read_job()
+            if FanOutFolder(folder.run_folder).exists:
+                # Only the scheduler: the trials go on, and the next scheduler follows them.
+                _kill_schedulers(folder)
+                job = replace(job, command=with_rerun(job.command, is_rerunning_failed=is_rerunning_failed))
+            else:
+                end_nodes(folder.read_processes())
+            attempt = read_record(folder.run_folder / RECORD_FOLDER).status.attempt + 1
+            folder.write_job(replace(job, attempt=attempt))
+            folder.write_processes({"starter": process_identity()})
+            record = RunRecord(folder.run_folder / RECORD_FOLDER, run_id=run_id, attempt=attempt)
+            record.set_status(RunStatus.QUEUED)
+            record.close()
+            for file in (folder.exit_file, folder.cancel_file):
+                file.unlink(missing_ok=True)
+            self._start_supervisor(folder, lock)
         return handle
 
     def _prepare(self, folder: LocalJobFolder, plan: JobPlan, git_state: GitState | None) -> None:
@@ -286,9 +311,10 @@ class LocalBackend(Backend):
         try:
             folder.job.mkdir(parents=True)
             folder.code.mkdir()
-            folder.job_file.write_text(job.to_json(), encoding="utf-8")
         except OSError as error:
             raise OutputError(f"Cannot write {folder.job}: {error.strerror}.", "Free some space.") from error
+        folder.write_job(job)
+        folder.write_processes({"starter": process_identity()})
         self._place_code(plan, folder.code)
         record = RunRecord.create(folder.run_folder / RECORD_FOLDER, run_id=job.run_id)
         record.set_status(RunStatus.QUEUED)
@@ -300,25 +326,45 @@ class LocalBackend(Backend):
             FanOutFolder(folder.run_folder).trials_file.touch()
 
     @staticmethod
-    def _start_supervisor(folder: LocalJobFolder) -> None:
-        with (folder.job / "supervisor.log").open("ab") as log:
+    def _start_supervisor(folder: LocalJobFolder, lock: int) -> None:
+        with folder.supervisor_log.open("ab") as log:
             supervisor = subprocess.Popen(
                 [sys.executable, "-m", "health_ml.backends.local_supervisor", str(folder.run_folder)],
                 cwd=folder.run_folder,
                 env=process_environment(),
+                pass_fds=[lock],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
         deadline = time.monotonic() + _START_SECONDS
-        while not folder.processes_file.exists():
+        num_nodes = folder.read_job().num_nodes
+        while len(_nodes(folder.read_processes())) < num_nodes:
             if supervisor.poll() is not None or time.monotonic() > deadline:
-                supervisor.kill()
+                supervisor.terminate()  # it ends the nodes that it has started
                 supervisor.wait()
-                text = (folder.job / "supervisor.log").read_text(encoding="utf-8", errors="replace")
-                raise BackendError(f"The job could not be started: {text.strip()[-2000:]}", "Try again.")
+                text = folder.supervisor_log.read_text(encoding="utf-8", errors="replace").strip()[-2000:]
+                reason = text or read_record(folder.run_folder / RECORD_FOLDER).status.message
+                raise BackendError(f"The job could not be started: {reason}", "Try again.")
             time.sleep(0.02)
+
+
+def _needs_nothing(handle: LocalRunHandle) -> bool:
+    """True if a job runs or has done everything."""
+    status = handle.status()
+    return status is RunStatus.FINISHED or not status.is_final
+
+
+def _kill_schedulers(folder: LocalJobFolder) -> None:
+    """Ends the scheduler of a fan-out whose supervisor was killed, and waits until it has."""
+    alive = _living_nodes(folder.read_processes())
+    deadline = time.monotonic() + GRACE_SECONDS
+    while alive and time.monotonic() < deadline:
+        for node in alive:
+            signal_group(node["pid"], signal.SIGKILL)
+        time.sleep(_POLL_SECONDS)
+        alive = _living_nodes(folder.read_processes())
 
 
 def _command(plan: JobPlan) -> tuple[str, ...]:

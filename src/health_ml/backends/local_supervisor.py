@@ -7,15 +7,11 @@ Lightning.
 
 from __future__ import annotations
 
-import json
-import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
@@ -23,7 +19,7 @@ from health_ml.backends.local_layout import LocalJob, LocalJobFolder
 from health_ml.backends.trial_processes import kill_trials
 from health_ml.environment import process_environment
 from health_ml.planning.fan_out_folder import FanOutFolder
-from health_ml.records.process_identity import process_identity
+from health_ml.records.process_identity import process_identity, signal_group
 from health_ml.records.reader import read_record
 from health_ml.records.record import RunRecord, RunStatus
 from health_ml.settings import (
@@ -74,6 +70,7 @@ class Supervisor:
         self._is_stopping = True
 
     def _start_nodes(self) -> None:
+        self._write_processes()  # whoever looks at the job has to know at any moment who starts processes for it
         port = free_port()
         for node in range(self.job.num_nodes):
             with self.folder.node_log(node).open("ab") as log:
@@ -88,10 +85,11 @@ class Supervisor:
                         start_new_session=True,
                     )
                 )
-        self._write(
-            self.folder.processes_file,
-            {"supervisor": process_identity(), "nodes": [process_identity(node.pid) for node in self._nodes]},
-        )
+            self._write_processes()
+
+    def _write_processes(self) -> None:
+        nodes = [process_identity(node.pid) for node in self._nodes]
+        self.folder.write_processes({"supervisor": process_identity(), "nodes": nodes})
 
     def _watch(self) -> str:
         """Returns why the job was stopped before its nodes ended by themselves, or an empty text."""
@@ -127,26 +125,30 @@ class Supervisor:
 
     def _write_end(self, codes: list[int | None], message: str) -> None:
         is_cancelled = self._is_stopping or self.folder.cancel_file.exists()
-        self._write(self.folder.exit_file, {"exit_codes": codes, "message": message, "is_cancelled": is_cancelled})
-        if not (message or any(codes) or not codes) and self._recorded_status() is RunStatus.FINISHED:
-            return
+        self._write_status(codes, message, is_cancelled=is_cancelled)
+        # Last, because whoever waits for the end reads the status then.
+        self.folder.write_exit(exit_codes=codes, message=message, is_cancelled=is_cancelled)
+
+    def _write_status(self, codes: list[int | None], message: str, *, is_cancelled: bool) -> None:
         recorded = self._recorded_status()
+        if not (message or any(codes) or not codes) and recorded is RunStatus.FINISHED:
+            return
         status = _final_status(recorded, is_cancelled=is_cancelled)
         if status is recorded and not message:
             return  # what the run itself has said is more precise
-        failing = next((node for node, code in enumerate(codes) if code), 0)
         record = RunRecord(self.folder.run_folder / RECORD_FOLDER, run_id=self.job.run_id, attempt=self.job.attempt)
-        record.set_status(status, message or f"Node {failing} ended with exit code {codes[failing]}.")
+        record.set_status(status, message or _what_failed(codes))
         record.close()
 
     def _recorded_status(self) -> RunStatus:
         return read_record(self.folder.run_folder / RECORD_FOLDER).status.status
 
-    @staticmethod
-    def _write(path: Path, content: Mapping[str, object]) -> None:
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        temporary.replace(path)
+
+def _what_failed(codes: list[int | None]) -> str:
+    failed = next(((node, code) for node, code in enumerate(codes) if code), None)
+    if failed is None:
+        return "Every node ended with exit code 0, but the run has not said that it finished."
+    return f"Node {failed[0]} ended with exit code {failed[1]}."
 
 
 def _final_status(recorded: RunStatus, *, is_cancelled: bool) -> RunStatus:
@@ -180,12 +182,6 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def signal_group(group: int, number: int) -> None:
-    """Sends a signal to every process of a group; a group that has ended is not an error."""
-    with suppress(ProcessLookupError, PermissionError):
-        os.killpg(group, number)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from health_ml.environment import RunEnvironment
 from health_ml.errors import HimlError
 from health_ml.experiment_config import ExperimentConfig
 from health_ml.planning.provenance import GitState, package_versions, read_git_state
+from health_ml.records.encoding import encode_value
 from health_ml.records.record import RunRecord
 from health_ml.settings import (
     RECORD_CONFIG_DOCUMENT,
@@ -116,17 +117,14 @@ def machine_facts() -> dict[str, Any]:
 def resolved_config(
     experiment_config: ExperimentConfig, container: LightningContainer, sources: Mapping[str, str]
 ) -> dict[str, dict[str, Any]]:
-    """Returns each parameter with its value and where the value comes from."""
+    """Returns each parameter with its value, masked if it is a secret, and where the value comes from."""
     owners: tuple[param.Parameterized, ...] = (experiment_config, container)
-    config = {
-        name: {"value": getattr(owner, name), "source": sources.get(name, DEFAULT_SOURCE)}
-        for owner in owners
-        for name in parameters_of(owner)
+    values = {name: getattr(owner, name) for owner in owners for name in parameters_of(owner)}
+    values.update({f"trainer.{name}": value for name, value in container.trainer_argument_overrides.items()})
+    return {
+        name: {"value": encode_value(value, name=name), "source": sources.get(name, DEFAULT_SOURCE)}
+        for name, value in values.items()
     }
-    for name, value in container.trainer_argument_overrides.items():
-        flag = f"trainer.{name}"
-        config[flag] = {"value": value, "source": sources.get(flag, DEFAULT_SOURCE)}
-    return config
 
 
 def hyperparameters(container: LightningContainer) -> dict[str, Any]:
@@ -145,7 +143,9 @@ def write_config(
     tags: Mapping[str, Any],
 ) -> None:
     """Writes the values of all parameters, and the tags of the run."""
-    record.write_document(RECORD_CONFIG_DOCUMENT, resolved_config(experiment_config, container, sources))
+    # Only the values are secret: masked by the names, the sources would be hidden too.
+    config = resolved_config(experiment_config, container, sources)
+    record.write_document(RECORD_CONFIG_DOCUMENT, config, has_secrets=False)
     record.log_hyperparameters(hyperparameters(container))
     record.log_tags(tags)
 

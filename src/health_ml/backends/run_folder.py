@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from datetime import datetime, timezone
 from itertools import count
 from pathlib import Path
@@ -26,11 +27,14 @@ def create_run_paths(
     :raises OutputError: If a folder cannot be made or written to.
     :raises PlanError: If this is not the first process and nobody said which folder that one has made.
     """
+    paths = None
     try:
         paths = _choose(model_name, environment=environment, project_root=project_root, output_to=output_to)
         paths.create()
         _check_writable(paths.outputs)
     except OSError as error:
+        if paths is not None and environment.run_folder is None and not environment.is_in_azureml:
+            shutil.rmtree(paths.outputs, ignore_errors=True)  # made just now, and of no use
         place = error.filename or output_to or project_root / OUTPUTS_FOLDER
         raise OutputError(
             f"Cannot write the results of the run to {place}: {error.strerror or error}.",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,22 +17,34 @@ from typing import Any
 from health_ml.records.process_identity import is_dead
 
 _OPEN = os.O_RDWR | os.O_CREAT
+_WAIT_SECONDS = 2.0
+_POLL_SECONDS = 0.05
 
 
 def take_lock(path: Path) -> int | None:
-    """Returns a file descriptor that holds the lock on a file, or None if another process holds it.
+    """Returns a file descriptor that holds the lock on a file, or None if another process keeps it for seconds.
 
+    Somebody who only looks has the lock for a moment, and what a process has started may end a little later than it.
     Whoever has the descriptor, or a copy of it, holds the lock; the system releases it with the last one of them.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, _OPEN, 0o664)
+    deadline = time.monotonic() + _WAIT_SECONDS
+    while not _lock(descriptor):
+        if time.monotonic() > deadline:
+            os.close(descriptor)
+            return None
+        time.sleep(_POLL_SECONDS)
+    os.ftruncate(descriptor, 0)
+    return descriptor
+
+
+def _lock(descriptor: int) -> bool:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        os.close(descriptor)
-        return None
-    os.ftruncate(descriptor, 0)
-    return descriptor
+        return False
+    return True
 
 
 def write_owner(descriptor: int, identity: Mapping[str, Any]) -> None:

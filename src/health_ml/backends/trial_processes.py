@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import select
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,11 +19,12 @@ from health_ml.backends.trial_lock import is_held, read_owner, write_owner
 from health_ml.backends.trial_server import LENGTH_BYTES
 from health_ml.environment import process_environment
 from health_ml.planning.fan_out_folder import FanOutFolder
-from health_ml.records.process_identity import is_dead, process_identity
+from health_ml.records.process_identity import end_group_of_dead, is_running_here, process_identity, signal_group
 
 logger = logging.getLogger(__name__)
 
 _STOP_SECONDS = 5.0
+_POLL_SECONDS = 0.02
 
 
 @dataclass(frozen=True)
@@ -148,15 +148,21 @@ class TrialProcess:
         return is_held(self._lock_file)
 
     def send_signal(self, number: int) -> bool:
-        """Signals the process and what it started; returns False if it is too young to be found."""
+        """Signals the process and what it started; returns False if it is too young to be found.
+
+        A process on another machine is left alone: its number means another process here.
+        """
         owner = read_owner(self._lock_file)
         process_id = owner.get("pid")
         if not isinstance(process_id, int):
             return False
-        if not is_dead(owner):
-            with suppress(ProcessLookupError, PermissionError):
-                os.killpg(process_id, number)
+        if is_running_here(owner):
+            signal_group(process_id, number)
         return True
+
+    def end_children(self) -> None:
+        """Ends what a process that has ended has left running, for example the other ranks of its training."""
+        end_group_of_dead(read_owner(self._lock_file))
 
 
 def start_fresh(order: TrialOrder, lock: int, lock_file: Path) -> TrialProcess:
@@ -186,6 +192,9 @@ def living_trials(folder: FanOutFolder) -> list[TrialProcess]:
 
 
 def kill_trials(folder: FanOutFolder) -> None:
-    """Ends the processes of all trials at once."""
-    for process in living_trials(folder):
-        process.send_signal(signal.SIGKILL)
+    """Ends the processes of all trials at once, those too that are so young that nobody knows their number yet."""
+    deadline = time.monotonic() + _STOP_SECONDS
+    while (alive := living_trials(folder)) and time.monotonic() < deadline:
+        for process in alive:
+            process.send_signal(signal.SIGKILL)
+        time.sleep(_POLL_SECONDS)

@@ -11,6 +11,7 @@ import atexit
 import gc
 import importlib
 import json
+import logging
 import os
 import signal
 import socket
@@ -38,6 +39,11 @@ MODULES = (
 """What every trial imports, by name: the runner is above this module."""
 
 LENGTH_BYTES = 8
+_HANDLERS: dict[signal.Signals, Any] = {
+    signal.SIGCHLD: signal.SIG_DFL,
+    signal.SIGTERM: signal.SIG_DFL,
+    signal.SIGINT: signal.default_int_handler,  # a shell lets what it runs in the background ignore it
+}
 _PROBE_SECONDS = 10.0
 _PROBE_ELEMENTS = 1 << 20
 
@@ -64,10 +70,13 @@ def main(connection: socket.socket, model: str) -> None:
 
 
 def _preload(model: str) -> None:
+    handler = logging.NullHandler()
+    logging.root.addHandler(handler)  # Lightning brings its own handler where there is none, and keeps it
     for name in MODULES:
         importlib.import_module(name)
     with suppress(Exception):  # the trial meets the same error, and says it where the user looks
         importlib.import_module("health_ml.cli.model_search").find_container(model, folder=Path.cwd())
+    logging.root.removeHandler(handler)
 
 
 def obstacle_to_forking() -> str:
@@ -127,10 +136,12 @@ def _run_trial(order: dict[str, Any], lock: int) -> NoReturn:
     code = EXIT_FAILED
     try:
         os.setsid()
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        for number, handler in _HANDLERS.items():
+            signal.signal(number, handler)
         write_owner(lock, process_identity())
         _redirect_output(Path(order["log"]))
         _forget_random_numbers()
+        sys.argv[:] = ["himl-runner", *order["argv"]]
         run = importlib.import_module("health_ml.runner").main
         with environment_variables(order["environment"]), working_directory(Path(order["folder"])):
             code = run(order["argv"])
@@ -169,3 +180,4 @@ def _forget_random_numbers() -> None:
 
 if __name__ == "__main__":
     main(socket.socket(fileno=int(sys.argv[1])), sys.argv[2])
+    os._exit(0)  # nothing is left to do, and taking everything down would take longer than a trial

@@ -40,6 +40,7 @@ class DownloadLimits:
     :param connect_timeout: Seconds until the server has to accept the connection.
     :param read_timeout: Seconds that may pass without a single byte.
     :param attempts: How often to try in a row without getting any further.
+    :param absent_attempts: How often to try where nobody answers: no such host, or it refuses connections.
     :param pause: Seconds before the second attempt; doubles with each one.
     :param longest_pause: Most seconds between two attempts.
     :param slowest_bytes_per_second: A connection that is slower than this for ``read_timeout`` seconds is given up.
@@ -49,6 +50,7 @@ class DownloadLimits:
     connect_timeout: float = 10.0
     read_timeout: float = 60.0
     attempts: int = 5
+    absent_attempts: int = 2
     pause: float = 1.0
     longest_pause: float = 30.0
     slowest_bytes_per_second: float = 1024.0
@@ -61,6 +63,16 @@ class _BrokenDownloadError(Exception):
     def __init__(self, reason: str, pause: float = 0.0) -> None:
         super().__init__(reason)
         self.pause = pause
+
+
+def check_reachable(url: str, limits: DownloadLimits | None = None) -> None:
+    """Asks a server for a file without taking it, so that a wrong address is noticed before anything starts.
+
+    A server that is busy or slow passes: the download itself is more patient.
+
+    :raises CheckpointError: If nobody answers, or the server refuses.
+    """
+    _Download(url, Path(file_name_of(url)), limits or DownloadLimits()).probe()
 
 
 def download_checkpoint(url: str, folder: Path, limits: DownloadLimits) -> Path:
@@ -107,6 +119,28 @@ class _Download:
         source = self._read_source()
         return self._target.is_file() and source.get("complete_bytes") == self._target.stat().st_size
 
+    def probe(self) -> None:
+        """Raises if the server refuses or nobody answers. Nothing is written."""
+        import requests  # half a second that only a download should cost
+
+        failures = 0
+        with requests.Session() as session:
+            while True:
+                try:
+                    with session.get(self._url, stream=True, timeout=self._timeouts) as response:
+                        if not (response.ok or _is_busy(response)):
+                            raise status_error(response, self._shown_url)
+                    return
+                except requests.RequestException as error:
+                    if not _is_absence(error):
+                        return
+                    failures += 1
+                    self._pause_or_give_up(failures, error)
+
+    @property
+    def _timeouts(self) -> tuple[float, float]:
+        return self._limits.connect_timeout, self._limits.read_timeout
+
     def run(self) -> None:
         """Downloads until the file is complete, or gives up."""
         import requests  # half a second that only a download should cost
@@ -133,13 +167,12 @@ class _Download:
     def _attempt(self, session: requests.Session) -> int:
         """Downloads what is missing and returns the size of the complete file."""
         offset, headers = self._where_to_continue()
-        timeouts = (self._limits.connect_timeout, self._limits.read_timeout)
-        with session.get(self._url, headers=headers, stream=True, timeout=timeouts) as response:
+        with session.get(self._url, headers=headers, stream=True, timeout=self._timeouts) as response:
             check_redirects(response)
             if response.status_code == 416 and offset:
                 self._partial.unlink()
                 raise _BrokenDownloadError("the file on the server has changed")
-            if response.status_code in (408, 425, 429) or response.status_code >= 500:
+            if _is_busy(response):
                 raise _BrokenDownloadError(f"{response.status_code} {response.reason}", _retry_after(response))
             if response.status_code not in (200, 206):
                 raise status_error(response, self._shown_url)
@@ -186,9 +219,10 @@ class _Download:
         _log.info("Downloaded %s to %s (%d bytes).", self._shown_url, self._target, total)
 
     def _pause_or_give_up(self, failures: int, error: Exception) -> None:
-        if failures >= self._limits.attempts:
-            here = self._bytes_here()
-            raise self._error(f"failed {failures} times in a row: {_reason(error)}; {here} bytes are here", _WAY_OUT)
+        is_absent = _is_absence(error)
+        if failures >= (self._limits.absent_attempts if is_absent else self._limits.attempts):
+            here = "" if is_absent else f"; {self._bytes_here()} bytes are here"
+            raise self._error(f"failed {failures} times in a row: {_reason(error)}{here}", _WAY_OUT)
         asked = error.pause if isinstance(error, _BrokenDownloadError) else 0.0
         pause = min(max(asked, self._limits.pause * 2 ** (failures - 1)), self._limits.longest_pause)
         _log.warning("The download of %s broke: %s. Next attempt in %.1f s.", self._shown_url, _reason(error), pause)
@@ -249,15 +283,32 @@ def _lock(path: Path) -> Iterator[None]:
         yield
 
 
+def _is_busy(response: requests.Response) -> bool:
+    return response.status_code in (408, 425, 429) or response.status_code >= 500
+
+
+def _is_absence(error: Exception) -> bool:
+    """True if there is nobody to talk to: an unknown host, or one that refuses the connection."""
+    from urllib3.exceptions import NewConnectionError
+
+    innermost = _innermost(error)
+    return isinstance(getattr(innermost, "reason", innermost), (NewConnectionError, ConnectionRefusedError))
+
+
 def _retry_after(response: requests.Response) -> float:
     text = response.headers.get("Retry-After", "")
     return float(text) if text.isascii() and text.isdigit() else 0.0
 
 
-def _reason(error: BaseException) -> str:
-    """Returns the innermost reason in a few words, without URLs, which may hold secrets."""
+def _innermost(error: BaseException) -> BaseException:
     while error.__cause__ is not None or (error.args and isinstance(error.args[0], BaseException)):
         error = error.__cause__ or error.args[0]
+    return error
+
+
+def _reason(error: BaseException) -> str:
+    """Returns the innermost reason in a few words, without URLs, which may hold secrets."""
+    error = _innermost(error)
     if isinstance(error, http.client.IncompleteRead):
         missing = f", {error.expected} bytes are missing" if error.expected else ""
         return f"the connection ended too early{missing}"

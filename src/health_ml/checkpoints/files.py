@@ -9,11 +9,11 @@ from pathlib import Path
 from health_ml.errors import CheckpointError
 from health_ml.settings import AUTOSAVE_CHECKPOINT_STEM, CHECKPOINT_SUFFIX, LAST_CHECKPOINT, LAST_CHECKPOINT_STEM
 
-_RECOVERABLE = re.compile(
+_OWN = re.compile(
     rf"({re.escape(LAST_CHECKPOINT_STEM)}|{re.escape(AUTOSAVE_CHECKPOINT_STEM)})(-[^.]*(\.\d+[^.]*)*)?"
     rf"{re.escape(CHECKPOINT_SUFFIX)}"
 )
-"""``last.ckpt``, ``autosave-v1.ckpt``, ``last-loss=0.25.ckpt``; no names of files that are still being written."""
+"""``last.ckpt``, ``autosave-v1.ckpt``, ``last-loss=0.25.ckpt``."""
 
 _log = logging.getLogger(__name__)
 
@@ -26,14 +26,20 @@ def get_best_checkpoint_path(path: Path) -> Path:
     return path / LAST_CHECKPOINT
 
 
-def list_recoverable_files(checkpoint_folder: Path) -> list[Path]:
-    """Returns the files in a folder that training can continue from: ``last*.ckpt`` and ``autosave*.ckpt``.
+def list_checkpoint_files(checkpoint_folder: Path) -> list[Path]:
+    """Returns the checkpoint files in a folder, those of the user's own callbacks too, in ascending order.
 
-    Files that are still being written, under a temporary name, are left out. The names are in ascending order.
+    Hidden files are left out: a checkpoint that is still being written has such a name.
     """
     if not checkpoint_folder.is_dir():
         return []
-    return sorted(path for path in checkpoint_folder.iterdir() if _RECOVERABLE.fullmatch(path.name))
+    files = checkpoint_folder.glob(f"*{CHECKPOINT_SUFFIX}")
+    return sorted(path for path in files if not path.name.startswith("."))
+
+
+def is_of_the_runner(path: Path) -> bool:
+    """True for the checkpoints that every run writes, ``last*.ckpt`` and ``autosave*.ckpt``."""
+    return _OWN.fullmatch(path.name) is not None
 
 
 def cleanup_checkpoints(checkpoint_folder: Path) -> None:
@@ -51,7 +57,7 @@ def cleanup_checkpoints(checkpoint_folder: Path) -> None:
             f"There is no {LAST_CHECKPOINT} in {checkpoint_folder}; the folder holds {', '.join(present)}.",
             "Nothing was removed. A callback of the container may have deleted or renamed it.",
         )
-    for path in list_recoverable_files(checkpoint_folder):
-        if path.name.startswith(AUTOSAVE_CHECKPOINT_STEM):
+    for path in list_checkpoint_files(checkpoint_folder):
+        if is_of_the_runner(path) and path.name.startswith(AUTOSAVE_CHECKPOINT_STEM):
             path.unlink(missing_ok=True)
             _log.debug("Removed %s.", path)

@@ -21,7 +21,7 @@ from health_ml.checkpoints.pickle_reader import BoundedStream, ByteStream, Opaqu
 from health_ml.checkpoints.zip_structure import ZIP_START, ZipDamage, check_zip_end, find_first_record
 from health_ml.errors import CheckpointError
 
-_EPOCH, _STEP = "epoch", "global_step"
+_EPOCH, _STEP, _OPTIMIZERS = "epoch", "global_step", "optimizer_states"
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _RECORD = "data.pkl"
 _HEAD_BYTES = 512
@@ -96,6 +96,19 @@ def verify(path: Path) -> None:
             raise _damaged(path, str(error)) from error
     if damaged:
         raise _damaged(path, f"its record '{damaged}' differs from its checksum")
+
+
+def check_resumable(path: Path) -> None:
+    """Checks that a Lightning checkpoint has what a training continues from, not only weights to test.
+
+    :raises CheckpointError: If it was saved with ``save_weights_only=True``, or cannot be read.
+    """
+    root = _read_root(path)
+    if not (isinstance(root, dict) and _OPTIMIZERS in root):
+        raise CheckpointError(
+            f"The checkpoint {path} holds the weights alone, without the state of the optimizer.",
+            "It can be tested, but no training can continue from it.",
+        )
 
 
 def describe_refusal(path: Path, error: BaseException) -> str:

@@ -41,6 +41,9 @@ class CheckpointParser:
     :raises ArgumentsError: If the text can be none of these. It is a ValueError too.
     """
 
+    METAVAR = "CHECKPOINT"
+    """What stands for a value in the help of the command line."""
+
     def __init__(self, checkpoint: str = "") -> None:
         self.checkpoint = str(checkpoint).strip()
         self.start_directory = Path(process_environment().get(ENV_START_DIRECTORY) or Path.cwd())

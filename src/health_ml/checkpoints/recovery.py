@@ -5,8 +5,14 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from health_ml.checkpoints.files import list_recoverable_files
-from health_ml.checkpoints.inspect import CheckpointProgress, DamagedCheckpointError, read_progress, verify
+from health_ml.checkpoints.files import is_of_the_runner, list_checkpoint_files
+from health_ml.checkpoints.inspect import (
+    CheckpointProgress,
+    DamagedCheckpointError,
+    check_resumable,
+    read_progress,
+    verify,
+)
 from health_ml.errors import CheckpointError
 from health_ml.settings import CHECKPOINT_FOLDER, FORMER_ATTEMPTS_FOLDER, LAST_CHECKPOINT
 
@@ -14,28 +20,29 @@ _log = logging.getLogger(__name__)
 
 
 def find_recovery_checkpoint(folder: Path) -> Path | None:
-    """Returns the complete checkpoint with the highest epoch and step in a folder, or None if there is none.
+    """Returns the complete checkpoint with the highest epoch and step in a folder, or None if it has no checkpoints.
 
-    Looks at ``last*.ckpt`` and ``autosave*.ckpt``. Files that are damaged are reported as warnings and skipped.
+    Looks at every ``*.ckpt``, those of the user's own callbacks too. Files that are damaged are reported as warnings
+    and skipped, and so are files of the user's that hold no state to continue from.
 
     :param folder: Folder of the checkpoints. It need not exist.
-    :raises CheckpointError: If one of the files exists but cannot be read for another reason than damage: starting
-        from zero next to a checkpoint that may be good is never right.
+    :raises CheckpointError: If there are checkpoints and none can be used, or if one of the runner's own exists but
+        cannot be read for another reason than damage: starting from zero next to a checkpoint that may be good is
+        never right.
     """
-    damaged: list[Path] = []
-    readable: list[tuple[CheckpointProgress, Path]] = []
-    for path in list_recoverable_files(folder):
-        progress = _progress_of(path, damaged)
-        if progress is not None:
-            readable.append((progress, path))
-    readable.sort(key=_rank, reverse=True)
-    for progress, path in readable:
-        if _is_undamaged(path, damaged):
+    files = list_checkpoint_files(folder)
+    readable = [(progress, path) for path in files if (progress := _progress_of(path)) is not None]
+    for progress, path in sorted(readable, key=_rank, reverse=True):
+        if _can_be_continued(path):
             _log.info("Continuing from %s (epoch %d, step %d).", path, progress.epoch, progress.global_step)
             return path
-    if damaged:
-        names = ", ".join(path.name for path in damaged)
-        _log.warning("No checkpoint in %s can be used: %s. The training starts from the beginning.", folder, names)
+    if files:
+        names = ", ".join(path.name for path in files)
+        raise CheckpointError(
+            f"Cannot continue the training: no checkpoint in {folder} can be used: {names}. The log says why.",
+            "Nothing was started. Put a good copy of one of them there, or move all of them out of the folder to "
+            "start from the beginning.",
+        )
     return None
 
 
@@ -72,29 +79,32 @@ def _rank(candidate: tuple[CheckpointProgress, Path]) -> tuple[int, int, bool, f
     return progress.epoch, progress.global_step, path.name == LAST_CHECKPOINT, path.stat().st_mtime
 
 
-def _progress_of(path: Path, damaged: list[Path]) -> CheckpointProgress | None:
+def _progress_of(path: Path) -> CheckpointProgress | None:
     try:
         return read_progress(path)
     except DamagedCheckpointError as error:
-        _report(path, error, damaged)
-        return None
+        _report(error)
     except CheckpointError as error:
-        raise CheckpointError(
-            f"Cannot continue the training: {error.message}",
-            f"Nothing was started, because {path.name} may hold the progress of this run. Make it readable, or move "
-            "it out of the folder.",
-        ) from error
+        if is_of_the_runner(path):
+            raise CheckpointError(
+                f"Cannot continue the training: {error.message}",
+                f"Nothing was started, because {path.name} may hold the progress of this run. Make it readable, or "
+                "move it out of the folder.",
+            ) from error
+        _report(error)
+    return None
 
 
-def _is_undamaged(path: Path, damaged: list[Path]) -> bool:
+def _can_be_continued(path: Path) -> bool:
     try:
         verify(path)
-    except DamagedCheckpointError as error:
-        _report(path, error, damaged)
+        if not is_of_the_runner(path):  # which is always complete
+            check_resumable(path)
+    except CheckpointError as error:
+        _report(error)
         return False
     return True
 
 
-def _report(path: Path, error: DamagedCheckpointError, damaged: list[Path]) -> None:
-    damaged.append(path)
+def _report(error: CheckpointError) -> None:
     _log.warning("%s It is skipped.", error.message)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import shlex
 import sys
 import time
@@ -76,6 +77,7 @@ def render_summary(result: RunResult) -> str:
     """Returns the last thing that a run prints: how it ended, what came out, and how to go on from there."""
     lines = ["", f"Run {result.run_id}: {result.status.value}"]
     lines += [f"  {message}" for message in result.messages]
+    lines += _divergence_lines(result.metrics)
     lines += _metric_lines(result.metrics)
     rows = [("folder", str(result.paths.outputs))]
     if result.checkpoint is not None:
@@ -84,8 +86,15 @@ def render_summary(result: RunResult) -> str:
     rows += _mlflow_row(result.paths.record)
     if result.checkpoint is not None and result.checkpoint.is_relative_to(result.paths.checkpoints):
         source = f"--src_checkpoint={shlex.quote(result.run_id)}"
-        rows.append(("resume", f"himl-runner <the same flags> --resume_training {source} --max_epochs=<more>"))
+        is_trained = result.exit_code == 0 or result.error is not None
+        more = " --max_epochs=<more>" if is_trained else ""
+        rows.append(("resume", f"himl-runner <the same flags> --resume_training {source}{more}"))
     return "\n".join([*lines, *_aligned(rows)])
+
+
+def _divergence_lines(metrics: Mapping[str, float]) -> list[str]:
+    names = [name for name, value in sorted(metrics.items()) if not math.isfinite(value)]
+    return [f"  WARNING: not a finite number at the end: {', '.join(names)}."] if names else []
 
 
 def _metric_lines(metrics: Mapping[str, float]) -> list[str]:

@@ -125,7 +125,7 @@ def metavar(parameter: param.Parameter[Any]) -> str:
             return name
     class_ = getattr(parameter, "class_", None)
     if isinstance(class_, type):
-        return "PATH" if issubclass(class_, Path) else class_.__name__.upper()
+        return "PATH" if issubclass(class_, Path) else getattr(class_, "METAVAR", class_.__name__.upper())
     return "VALUE"
 
 

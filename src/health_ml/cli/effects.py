@@ -58,6 +58,20 @@ TRAINING_ARGUMENTS = (
 )
 """Arguments of the Lightning Trainer that only a training heeds; inference has its own number of processes."""
 
+TRIAL_FLAGS = (
+    "max_epochs",
+    "autosave_every_n_val_epochs",
+    "pl_num_sanity_val_steps",
+    "pl_limit_train_batches",
+    "pl_limit_val_batches",
+    "pl_limit_test_batches",
+    "pl_check_val_every_n_epoch",
+)
+"""Flags that --pl_fast_dev_run overrides."""
+
+TRIAL_ARGUMENTS = ("max_steps", "val_check_interval")
+"""Arguments of the Lightning Trainer that it overrides too."""
+
 REGRESSION_TEST_FLAGS = ("regression_test_csv_tolerance",)
 """Flags that only a comparison with expected results heeds."""
 
@@ -80,6 +94,7 @@ def check_combination(
     return [
         *_evaluation_problems(config, container),
         *_training_problems(config, container, in_effect),
+        *_trial_problems(container, in_effect),
         *_job_problems(config, container, in_effect, backend, environment=environment),
         *_place_problems(config, container, backend, environment=environment),
         *_regression_test_problems(container, in_effect),
@@ -125,6 +140,17 @@ def _training_problems(config: ExperimentConfig, container: LightningContainer, 
     if modes and idle:
         advice = f"leave out one or the other.{_gpu_hint(idle)}"
         yield f"{_flags(idle)} no effect with {modes[0]}, which does not train: {advice}"
+
+
+def _trial_problems(container: LightningContainer, typed: set[str]) -> Iterable[str]:
+    """Yields what a trial run, which has limits of its own and keeps no checkpoints, does not heed."""
+    arguments = [TRAINER_PREFIX + name for name in TRIAL_ARGUMENTS]
+    idle = [name for name in (*TRIAL_FLAGS, *arguments) if name in typed]
+    if container.pl_fast_dev_run and idle:
+        yield (
+            f"{_flags(idle)} no effect with --pl_fast_dev_run, which runs {container.pl_fast_dev_run} batches of each "
+            "kind in one epoch: leave out one or the other."
+        )
 
 
 def _gpu_hint(idle: list[str]) -> str:

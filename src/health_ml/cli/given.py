@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -14,6 +15,8 @@ from health_ml.cli import arguments
 from health_ml.cli.arguments import DEFAULT
 from health_ml.cli.describe import is_boolean, metavar
 from health_ml.cli.tokens import Token
+
+_log = logging.getLogger(__name__)
 
 SOURCE_COMMAND_LINE = "command line"
 NEGATION = "no_"
@@ -149,6 +152,7 @@ def apply(
         try:
             value = given.value_for(parameter, keeps_whole_numbers=_keeps_whole_numbers(owner, name))
             if value is DEFAULT:
+                _log.warning("%s is empty and changes nothing. Is a variable of the shell not set?", given.shown)
                 continue
             setattr(owner, name, absolute(parameter, value, start_directory))
         except (ValueError, TypeError) as error:

@@ -7,6 +7,7 @@ it starts. Paths become absolute, except for those of files that travel with the
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,8 @@ def job_arguments(
             text = _trainer_text(typed[name])
         else:
             text = _text(name, typed[name], givens[name], parameters[name])
-            text = _with_paths(typed[name], start_directory, travels) or text
+            places = _whole_folders(start_directory, travels) if name == "local_datasets" else travels
+            text = _with_paths(typed[name], parameters[name], start_directory, places) or text
         rendered.append(f"--{name}={text}")
     return tuple(rendered)
 
@@ -76,7 +78,10 @@ def job_arguments(
 def _text(name: str, value: Any, given: Given, parameter: param.Parameter[Any]) -> str:
     """Returns what stands for the value after a flag: what the user wrote, if that is a text."""
     text = given.text_for(parameter)
-    if text is not None:
+    # In a file "None" in quotes is a text; no flag stands for that.
+    if text is not None and not (
+        isinstance(parameter, param.String) and arguments.parse_text(parameter, text) != value
+    ):
         return text
     for candidate in _candidates(value):
         try:
@@ -106,8 +111,20 @@ def _trainer_text(value: Any) -> str:
     return json.dumps(value)
 
 
-def _with_paths(value: Any, start_directory: Path, travels: Travels) -> str:
+def _whole_folders(start_directory: Path, travels: Travels) -> Travels:
+    """Returns a function that tells whether everything in a folder travels: data of which a part is ignored stays."""
+
+    def travels_whole(folder: Path) -> bool:
+        files = (Path(place, name) for place, _, names in os.walk(start_directory / folder) for name in names)
+        return travels(folder) and all(travels(file.relative_to(start_directory)) for file in files)
+
+    return travels_whole
+
+
+def _with_paths(value: Any, parameter: param.Parameter[Any], start_directory: Path, travels: Travels) -> str:
     """Returns the text of a value that holds paths of this machine, or an empty text."""
+    if isinstance(parameter, param.Path) and isinstance(value, str):
+        return _path_text(Path(value), start_directory, travels)
     if isinstance(value, CheckpointParser):
         path = value.local_path(start_directory)
         return str(path) if path is not None and path.is_file() else ""

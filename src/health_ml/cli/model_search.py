@@ -70,10 +70,19 @@ def create_container(container_class: type[LightningContainer]) -> LightningCont
         raise
     except (Exception, SystemExit) as error:
         root = str(Path(inspect.getfile(container_class)).parent)
+        advice = "The runner calls the class without arguments; give every argument of its constructor a default."
         raise ContainerError(
-            f"{container_class.__name__} cannot be created: {describe_exception(error, root)}",
-            "The runner calls the class without arguments; give every argument of its constructor a default.",
+            f"{container_class.__name__} cannot be created: {describe_exception(error, root)}.",
+            advice if _needs_arguments(container_class) else "Mend the constructor.",
         ) from error
+
+
+def _needs_arguments(container_class: type) -> bool:
+    try:
+        inspect.signature(container_class).bind()
+    except TypeError:
+        return True
+    return False
 
 
 def make_importable(folder: Path) -> None:

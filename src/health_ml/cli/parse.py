@@ -27,7 +27,7 @@ from health_ml.cli.loading import (
     update_experiment_config,
 )
 from health_ml.cli.search_options import find_search_space
-from health_ml.cli.trainer_arguments import is_trainer_argument, read_trainer_arguments
+from health_ml.cli.trainer_arguments import is_trainer_argument, read_trainer_arguments, value_problems
 from health_ml.cli.unknown import unknown_flag_problems
 from health_ml.deep_learning_config import parameters_of
 from health_ml.environment import RunEnvironment
@@ -89,6 +89,8 @@ def complete(draft: Draft, argv: Sequence[str], *, environment: RunEnvironment) 
     cluster = "" if environment.is_in_azureml else draft.config.cluster
     backend = load_backend(parse_cluster(cluster).backend) if cluster else None
     problems = check_combination(draft.config, container, typed, environment=environment, backend=backend)
+    if backend is None:  # a job runs on a machine with other devices
+        problems += value_problems(container.trainer_argument_overrides)
     try:
         call_user_code(container, "validate")
     except ArgumentsError as error:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
@@ -64,7 +65,7 @@ def plan_job(
             parsed.givens,
             parsed.parameters,
             start_directory=start_directory,
-            travels=travels_with(snapshot) if snapshot else nothing_travels,
+            travels=travels_with(snapshot, start_directory) if snapshot else nothing_travels,
         ),
         snapshot_hash=snapshot.content_hash if snapshot else "",
         experiment=environ.get(ENV_EXPERIMENT_NAME) or container.effective_experiment_name,
@@ -95,19 +96,42 @@ def plan_job(
 
 def travelling_state(state: GitState, snapshot: Snapshot, start_directory: Path) -> GitState:
     """Returns the state of the code in which only those untracked files are listed that travel."""
-    travels = travels_with(snapshot)
+    travelling = {place.as_posix() for file in snapshot.files for place in (Path(file.path), *Path(file.path).parents)}
 
     def is_in_snapshot(path: str) -> bool:
         absolute = state.root / path
-        return absolute.is_relative_to(start_directory) and travels(absolute.relative_to(start_directory))
+        return (
+            absolute.is_relative_to(start_directory) and absolute.relative_to(start_directory).as_posix() in travelling
+        )
 
     return replace(state, untracked=tuple(path for path in state.untracked if is_in_snapshot(path)))
 
 
-def travels_with(snapshot: Snapshot) -> Travels:
-    """Returns a function that tells whether a file or folder is in the snapshot."""
-    places = {parent.as_posix() for file in snapshot.files for parent in (Path(file.path), *Path(file.path).parents)}
-    return lambda path: path.as_posix() in places
+def travels_with(snapshot: Snapshot, start_directory: Path) -> Travels:
+    """Returns a function that tells whether a file, or a folder with everything in it, is in the snapshot.
+
+    A folder of which only a part travels does not count: a job would silently read less than is there.
+    """
+    files = {file.path for file in snapshot.files}
+
+    def travels(path: Path) -> bool:
+        if path.as_posix() in files:
+            return True
+        below = list_files(start_directory, path, stop_at=lambda name: name not in files)
+        return bool(below) and below[-1] in files
+
+    return travels
+
+
+def list_files(start_directory: Path, folder: Path, *, stop_at: Callable[[str], bool]) -> list[str]:
+    """Returns the relative paths of the files below a folder, up to the first one at which to stop."""
+    found = []
+    for place, _, names in os.walk(start_directory / folder):
+        for name in names:
+            found.append((Path(place) / name).relative_to(start_directory).as_posix())
+            if stop_at(found[-1]):
+                return found
+    return found
 
 
 def _without_planning(argv: Sequence[str]) -> list[str]:

@@ -38,5 +38,7 @@ def read_store_flags(
     draft.take(output, parameters_of(output))
     given = {*draft.names_from_user(), *(given.name for given in draft.pending)}
     draft.problems += flags_without_effect(given - allowed - {"output_to", "log_level"}, mode=mode)
+    if output.output_to is not None and not output.output_to.is_dir():
+        draft.problems.append(f"--output_to={output.output_to}: there is no such folder.")
     draft.raise_problems()
     return StoreFlags(draft.config, output.output_to)

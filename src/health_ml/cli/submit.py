@@ -14,11 +14,12 @@ from health_ml.cli.job_needs import named_software, read_compute, read_software
 from health_ml.cli.parse import ParsedCommand
 from health_ml.cli.planner import plan_job, travelling_state, travels_with
 from health_ml.environment import Place, process_environment
-from health_ml.errors import PlanError, SnapshotError
+from health_ml.errors import EXIT_USAGE, PlanError, SnapshotError, exiting_with
 from health_ml.planning.plan import JobPlan
 from health_ml.planning.provenance import GitState, read_git_state
 from health_ml.planning.secret_files import check_secret_files
 from health_ml.planning.snapshot import Snapshot, hash_cache_folder, take_snapshot, user_cache_folder
+from health_ml.settings import MLFLOW_DATABASE, MLFLOW_DATABASE_LOCK, OUTPUTS_FOLDER
 
 if TYPE_CHECKING:
     from health_ml.cli.rerun import Repetition
@@ -33,9 +34,10 @@ def submit_job(parsed: ParsedCommand, place: Place, *, write: Write) -> int:
 
     :raises HimlError: If the job was refused; nothing is left behind then.
     """
-    backend = _backend(parsed, place)
-    plan, git_state = _plan_with_snapshot(parsed, place, backend, is_stored=True)
-    handle = backend.submit(backend.render(plan), git_state=git_state)
+    with exiting_with(EXIT_USAGE):
+        backend = _backend(parsed, place)
+        plan, git_state = _plan_with_snapshot(parsed, place, backend, is_stored=True)
+        handle = backend.submit(backend.render(plan), git_state=git_state)
     write(submitted_text(handle, backend, output_to=parsed.container.output_to))
     return follow(handle, write) if parsed.experiment_config.wait_for_completion else 0
 
@@ -107,19 +109,21 @@ def plan_for_record(parsed: ParsedCommand, place: Place) -> JobPlan | None:
         return None
 
 
-def check_clean(state: GitState | None, folder: Path) -> None:
-    """Raises an error unless everything is committed.
+def check_clean(state: GitState | None, place: Place) -> None:
+    """Raises an error unless everything is committed; what runs leave behind does not count.
 
     :raises SnapshotError: Naming what is not.
     """
     if state is None:
         raise SnapshotError(
-            f"--require_clean: {folder} is not in a git repository, or git is missing.",
+            f"--require_clean: {place.start_directory} is not in a git repository, or git is missing.",
             "Make it one with git init, or leave out --require_clean.",
         )
     problems = ["tracked files have changes that are not committed"] if state.is_dirty else []
-    if state.untracked:
-        shown = ", ".join(state.untracked[:10]) + (", …" if len(state.untracked) > 10 else "")
+    own = {place.project_root.resolve() / name for name in (OUTPUTS_FOLDER, MLFLOW_DATABASE, MLFLOW_DATABASE_LOCK)}
+    untracked = [path for path in state.untracked if (state.root.resolve() / path) not in own]
+    if untracked:
+        shown = ", ".join(untracked[:10]) + (", …" if len(untracked) > 10 else "")
         problems.append(f"there are untracked files: {shown}")
     if problems:
         raise SnapshotError(
@@ -137,7 +141,7 @@ def check_travelling(regression_test_folder: Path | None, snapshot: Snapshot, fo
     if path is None:
         return
     absolute = folder / path
-    if not absolute.is_relative_to(folder) or not travels_with(snapshot)(absolute.relative_to(folder)):
+    if not absolute.is_relative_to(folder) or not travels_with(snapshot, folder)(absolute.relative_to(folder)):
         raise SnapshotError(
             f"--regression_test_folder={path} does not travel with the job.",
             f"Put it below {folder}; --list_snapshot shows what travels, and which rule leaves it out.",
@@ -233,5 +237,5 @@ def own_folders(folder: Path, *places: Path | None) -> tuple[str, ...]:
 def _git_state(parsed: ParsedCommand, place: Place) -> GitState | None:
     state = read_git_state(place.start_directory)
     if parsed.experiment_config.require_clean:
-        check_clean(state, place.start_directory)
+        check_clean(state, place)
     return state

@@ -11,6 +11,7 @@ from health_ml.cli.arguments import is_boolean_word
 from health_ml.cli.config_file import TRAINER_PREFIX, FileEntry
 from health_ml.cli.given import Given, GivenFlag
 from health_ml.errors import did_you_mean
+from health_ml.training.quiet import silence
 from health_ml.training.trainer_arguments import FLAGS_OF_ARGUMENTS, FORMER_NAMES
 
 ARGUMENTS_BESIDE_FLAGS = frozenset({"accelerator", "benchmark", "devices", "precision", "strategy"})
@@ -60,6 +61,38 @@ def read_trainer_arguments(
             continue
         sources[given.name] = given.source
     return values, sources
+
+
+def value_problems(values: Mapping[str, Any]) -> list[str]:
+    """Returns a sentence for each value that the Trainer refuses, before a run has started.
+
+    A Trainer with all of them tells whether there is anything wrong, and one with each alone which of them it is.
+    """
+    if not values:
+        return []
+    together = _refusal(values)
+    if not together:
+        return []
+    alone = {name: _refusal({name: value}) for name, value in values.items()}
+    found = [f"--{TRAINER_PREFIX}{name}={values[name]}: {text}" for name, text in alone.items() if text]
+    flags = [f"--{TRAINER_PREFIX}{name}={value}" for name, value in values.items()]
+    return found or [f"{' and '.join(flags)}: {together}"]
+
+
+def _refusal(values: Mapping[str, Any]) -> str:
+    """Returns why the Trainer refuses arguments, or an empty string if it takes them."""
+    from lightning_fabric.plugins.environments.lightning import LightningEnvironment
+    from pytorch_lightning import Trainer
+
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    try:
+        # An environment of its own, so that it does not ask a scheduler for the other processes of the run.
+        with silence():
+            Trainer(**{**quiet, "plugins": [LightningEnvironment()], **values})
+    except Exception as error:  # Lightning raises whatever the first use of a wrong value leads to
+        text = " ".join(str(error).split()) or type(error).__name__
+        return f"the Lightning Trainer refuses it: {text.rstrip('.')}."
+    return ""
 
 
 def trainer_signature() -> Mapping[str, inspect.Parameter]:

@@ -55,20 +55,6 @@ class PlannedLimits:
 
 
 @dataclass(frozen=True)
-class PlannedTrials:
-    """How the trials of a fan-out are run; what varies between them is in the search space.
-
-    :param is_failing_fast: True to cancel the other trials when one fails.
-    :param max_num_gpus: Largest number of GPUs of one trial; 0: it uses none; -1: one, if there are any.
-    :param tracking_uri: Where the fan-out and its trials are mirrored to, the value of ``--tracking_uri``.
-    """
-
-    is_failing_fast: bool = False
-    max_num_gpus: int = -1
-    tracking_uri: str = ""
-
-
-@dataclass(frozen=True)
 class PlannedSoftware:
     """What a job needs besides its code.
 
@@ -110,6 +96,20 @@ class PlannedCompute:
     services: tuple[str, ...] = ()
     ssh_public_key: str = ""
     has_user_identity: bool = False
+
+
+@dataclass(frozen=True)
+class PlannedTrials:
+    """How the trials of a fan-out are run; what varies between them is in the search space.
+
+    :param is_failing_fast: True to cancel the other trials when one fails.
+    :param max_num_gpus: Largest number of GPUs of one trial; 0: it uses none; -1: one, if there are any.
+    :param tracking_uri: Where the fan-out and its trials are mirrored to, the value of ``--tracking_uri``.
+    """
+
+    is_failing_fast: bool = False
+    max_num_gpus: int = -1
+    tracking_uri: str = ""
 
 
 @dataclass(frozen=True)

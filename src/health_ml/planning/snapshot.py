@@ -179,7 +179,7 @@ def describe_snapshot(folder: Path, *, extra_patterns: tuple[str, ...] = ()) -> 
     """
     listing = list_tree(folder, extra_patterns=extra_patterns)
     total = sum(file.facts.st_size for file in listing.files)
-    lines = [f"These {len(listing.files)} files travel ({_readable_size(total)}):"]
+    lines = [f"{_files_travel(len(listing.files))} ({_readable_size(total)}):"]
     lines += [
         f"{file.facts.st_size:>14,} {'x' if file.facts.st_mode & 0o100 else ' '} {shown_path(file.path)}"
         for file in listing.files
@@ -219,6 +219,10 @@ def _check_manifest_path(path: str) -> None:
     parts = path.split("/")
     if not path or "\0" in path or any(part in ("", ".", "..") for part in parts):
         raise SnapshotError(f"The manifest of a snapshot names the path {path!r}.", "Submit the job again.")
+
+
+def _files_travel(count: int) -> str:
+    return "This file travels" if count == 1 else f"These {count} files travel"
 
 
 def _readable_size(size: int) -> str:

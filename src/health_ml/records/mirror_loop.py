@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import random
+import socket
+import textwrap
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,6 +24,9 @@ from health_ml.records.tracking import NO_TRACKING
 from health_ml.settings import RECORD_METRICS_FILE
 
 logger = logging.getLogger(__name__)
+
+
+_LONGEST_REASON = 300
 
 
 @dataclass(frozen=True)
@@ -81,6 +86,7 @@ class MirrorLoop:
         self._is_final = False
         self._failures = 0
         self._next_try = 0.0
+        self._has_log = True
         self._ended_at: float | None = None
         self._stop_at: float | None = None
 
@@ -100,7 +106,11 @@ class MirrorLoop:
             self._close_tensorboard()
 
     def run_once(self) -> MirrorState:
-        """Returns what was achieved by carrying over what is there now, with a few tries."""
+        """Returns what was achieved by carrying over what is there now, with a few tries.
+
+        Somebody reads what is logged meanwhile, so that it has no tracebacks.
+        """
+        self._has_log = False
         for _ in range(3):
             status = self.push()
             if self._error is None or self._is_hopeless():
@@ -145,7 +155,8 @@ class MirrorLoop:
             self._mlflow.push(status, self._save_or_stop)
         except Exception as error:  # whatever a server does, the record is safe and can be mirrored later
             if str(error) != str(self._error):
-                logger.warning("MLflow: %s", mask_text(str(error)), exc_info=self._failures == 0)
+                is_first_in_log = self._has_log and self._failures == 0
+                logger.warning("MLflow: %s.", _reason(error), exc_info=is_first_in_log)
             self._error = error
             self._failures += 1
             self._progress.message = self._message(status, self._mlflow.dropped)
@@ -226,10 +237,9 @@ class MirrorLoop:
         if self._error is not None:
             position = self._progress.positions.get(RECORD_METRICS_FILE, 0)
             missing = len(read_lines(self._folder / RECORD_METRICS_FILE, position))
-            reason = mask_text(str(self._error)).strip().split("\n")[0][:300]
             return (
                 f"The record in {self._folder} is complete, but MLflow at {uri} lacks its last {missing} rows of "
-                f"metrics and the status: {reason} {catch_up_hint(self._folder)}"
+                f"metrics and the status: {_reason(self._error)}. {catch_up_hint(self._folder)}"
             )
         if self._tensorboard_error is not None:
             return f"The TensorBoard event file could not be written: {self._tensorboard_error}."
@@ -258,3 +268,18 @@ class MirrorLoop:
         except OSError as error:
             # A full disk: the next one to continue asks the server what it has.
             logger.warning("Cannot write how far the mirror came: %s", error)
+
+
+def _reason(error: BaseException) -> str:
+    """Returns what went wrong as the end of a sentence, without secrets; of what MLflow has wrapped, the innermost."""
+    current: BaseException | None = error
+    while current is not None:
+        if isinstance(current, ConnectionRefusedError):
+            return "nobody answers there (connection refused)"
+        if isinstance(current, socket.gaierror):
+            return "there is no such host"
+        if isinstance(current, TimeoutError) and current.errno is not None:
+            return f"no answer in time ({current.strerror})"
+        current = current.__cause__ or current.__context__
+    text = mask_text(str(error)).strip().partition("\n")[0]
+    return textwrap.shorten(text, _LONGEST_REASON, placeholder=" …").rstrip(".") or type(error).__name__

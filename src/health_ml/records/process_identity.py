@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,30 @@ def is_dead(identity: Mapping[str, Any]) -> bool:
         return True
     start = identity.get("process_start")
     return start is not None and _start_ticks(pid) != start
+
+
+def is_running_here(identity: Mapping[str, Any]) -> bool:
+    """Returns True if the process lives on this machine, so that it can be sent a signal by its number."""
+    return _is_of_this_boot(identity) and not is_dead(identity)
+
+
+def end_group_of_dead(identity: Mapping[str, Any]) -> None:
+    """Ends what a process has left running in its group, if it led one and has ended itself."""
+    # The system gives a number to no other process as long as there is a process in the group of that number.
+    if _is_of_this_boot(identity) and not _exists(identity["pid"]):
+        signal_group(identity["pid"], signal.SIGKILL)
+
+
+def _is_of_this_boot(identity: Mapping[str, Any]) -> bool:
+    here = process_identity()
+    is_here = all(identity.get(name) == here[name] for name in ("host", "boot", "pid_namespace"))
+    return is_here and isinstance(identity.get("pid"), int)
+
+
+def signal_group(group: int, number: int) -> None:
+    """Sends a signal to every process of a group; a group that has ended is not an error."""
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(group, number)
 
 
 def _exists(pid: int) -> bool:

@@ -99,14 +99,15 @@ class RunRecord:
         record.set_status(RunStatus.RUNNING)
         return record
 
-    def write_document(self, name: str, content: Any) -> Path:
+    def write_document(self, name: str, content: Any, *, has_secrets: bool = True) -> Path:
         """Returns the path of ``<name>.json`` after writing the content to it, all or nothing.
 
         Values that JSON lacks are stored as text, and secrets are masked.
 
+        :param has_secrets: False if they are masked already.
         :raises OutputError: If the file cannot be written.
         """
-        plain = encode_value(content, is_masked=name not in _DOCUMENTS_WITHOUT_SECRETS)
+        plain = encode_value(content, is_masked=has_secrets and name not in _DOCUMENTS_WITHOUT_SECRETS)
         return self._write_file(f"{name}.json", json.dumps(plain, indent=2, allow_nan=False) + "\n")
 
     def write_text(self, file_name: str, text: str) -> Path:

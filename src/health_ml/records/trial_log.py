@@ -6,7 +6,7 @@ The file is all that a scheduler needs to know to take up a fan-out whose schedu
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from health_ml.planning.fan_out_folder import FanOutFolder
 from health_ml.planning.search_space import TrialParameters
@@ -91,21 +91,19 @@ class TrialLog:
         self._record.append_row(self._file_name, row)
         return state
 
-    def finish(self, state: TrialState, end: TrialEnd) -> TrialEnd:
-        """Returns how a trial ended, with its wall time, after noting it."""
-        now = time.time()
-        state.end = replace(end, seconds=state.seconds_until(now))
+    def finish(self, state: TrialState, end: TrialEnd) -> None:
+        """Notes how a trial ended."""
+        state.end = end
         row = {
             "event": _ENDED,
             "index": state.trial.index,
             "attempt": state.attempts - 1,
-            "time": now,
-            "status": state.end.status.value,
-            "note": state.end.note,
-            "seconds": state.end.seconds,
+            "time": time.time(),
+            "status": end.status.value,
+            "note": end.note,
+            "seconds": end.seconds,
         }
         self._record.append_row(self._file_name, row)
-        return state.end
 
 
 def read_trials(folder: FanOutFolder) -> dict[int, TrialState]:

@@ -6,7 +6,6 @@ from health_ml.environment import restored_environment
 from health_ml.errors import ContainerError
 from health_ml.training.result import RunOutcome
 from health_ml.training.runner_base import RunnerBase
-from health_ml.training.seeds import seed_all
 
 
 class EvalRunner(RunnerBase):
@@ -22,7 +21,6 @@ class EvalRunner(RunnerBase):
                 "Override test_step in the model.",
             )
         self.write_summary()
-        seed_all(self.container.get_effective_random_seed(), has_workers=True)
         with restored_environment():
             data = self.get_data("get_eval_data_module", ["test_step"])
             trainer = self.create_trainer(is_inference=True)

@@ -32,6 +32,19 @@ class _NoUnwantedLines(logging.Filter):
 
 
 @contextmanager
+def silence() -> Iterator[None]:
+    """Drops all log messages and warnings in the body, for trying something out."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+@contextmanager
 def quiet_libraries() -> Iterator[None]:
     """Drops such messages in the body."""
     lines = _NoUnwantedLines()

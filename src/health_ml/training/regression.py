@@ -265,6 +265,19 @@ def _compare_all(names: list[str], expected_folder: Path, actual_folder: Path, t
     return messages
 
 
+def check_expected_folder(expected: Path) -> None:
+    """Checks that a folder of expected files has something to compare.
+
+    :raises RegressionTestError: If it has not.
+    """
+    names = (REGRESSION_TEST_OUTPUT_FOLDER, REGRESSION_TEST_AZUREML_FOLDER, REGRESSION_TEST_AZUREML_PARENT_FOLDER)
+    if not any(path.is_file() for name in names for path in (expected / name).rglob("*")):
+        raise RegressionTestError(
+            f"The folder with expected files has nothing to compare: {expected}.",
+            f"Put the files that the outputs folder should hold into {expected / REGRESSION_TEST_OUTPUT_FOLDER}.",
+        )
+
+
 def compare_folders_and_run_outputs(
     expected: Path,
     actual: Path,
@@ -287,19 +300,15 @@ def compare_folders_and_run_outputs(
     """
     if not expected.is_dir():
         raise RegressionTestError(
-            f"Folder with expected files does not exist: {expected}", "Check --regression_test_folder."
+            f"Folder with expected files does not exist: {expected}.", "Check --regression_test_folder."
         )
     parts: list[tuple[str, str, Path | None, RunFiles | None]] = [
         (REGRESSION_TEST_OUTPUT_FOLDER, "run output files", actual, None),
         (REGRESSION_TEST_AZUREML_FOLDER, "AzureML outputs in present run", None, run),
         (REGRESSION_TEST_AZUREML_PARENT_FOLDER, "AzureML outputs in parent run", None, parent_run),
     ]
+    check_expected_folder(expected)
     present = [part for part in parts if (expected / part[0]).is_dir()]
-    if not present:
-        raise RegressionTestError(
-            f"The folder with expected files has nothing to compare: {expected}",
-            f"Put the files that the outputs folder should hold into {expected / REGRESSION_TEST_OUTPUT_FOLDER}.",
-        )
     issues: list[str] = []
     for subfolder, what, actual_folder, run_files in present:
         if actual_folder is None and run_files is None:
@@ -309,6 +318,6 @@ def compare_folders_and_run_outputs(
         issues += [f"Issues in {what}:", *messages] if messages else []
     if issues:
         raise RegressionTestError(
-            "\n".join(["Some expected files were missing or did not have the expected contents:", *issues]),
+            "\n".join(["Some expected files were missing or did not have the expected contents:", *issues]) + "\n",
             "The log has the details. If the new results are right, store them in the folder.",
         )

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from health_ml.deep_learning_config import RunPaths
+from health_ml.errors import HimlError
 from health_ml.records.record import RunStatus
 
 
@@ -33,6 +34,7 @@ class RunResult:
     :param metrics: Last value of every metric, by name.
     :param checkpoint: The checkpoint that was tested, or else the last one, or None if none was kept.
     :param messages: Sentences for the summary.
+    :param error: What failed after the run had come to its end: its results are not the expected ones.
     """
 
     run_id: str
@@ -41,6 +43,7 @@ class RunResult:
     metrics: dict[str, float]
     checkpoint: Path | None
     messages: tuple[str, ...] = ()
+    error: HimlError | None = None
 
     @property
     def exit_code(self) -> int:

@@ -20,7 +20,7 @@ from health_ml.training.seeds import seed_all
 from health_ml.training.signals import SignalGuard
 from health_ml.training.stores import stores_for
 from health_ml.training.trainer import create_lightning_trainer
-from health_ml.training.user_code import user_code
+from health_ml.training.user_code import explained_refusal, user_code
 from health_ml.training.weights import examine_checkpoint, explained_loading, is_trusted
 
 if TYPE_CHECKING:
@@ -67,6 +67,7 @@ class RunnerBase:
         self.argv = tuple(argv)
         self.guard = guard or SignalGuard()
         self.source_checkpoint: Path | None = None
+        self.metrics: dict[str, float] = {}  # known so far, also after an interruption
         self.on_rank_failed: Callable[[int, int], None] = lambda rank, code: None
         self.on_model_created: Callable[[], None] = lambda: None
 
@@ -109,10 +110,13 @@ class RunnerBase:
     def get_data(self, method: str, steps: Sequence[str]) -> LightningDataModule:
         """Returns the data module from a method of the container, with a loader for each step that will run.
 
+        The random seed is set before, so that a method that draws its data draws the same ones after any training.
+
         :param method: Name of the method of the container.
         :param steps: Names of the model's methods that will run.
         :raises ContainerError: If it returns something else, or a loader is missing.
         """
+        self.seed()
         with user_code(self.container, method, "It has to return a LightningDataModule."):
             data = getattr(self.container, method)()
         name = type(self.container).__name__
@@ -129,6 +133,10 @@ class RunnerBase:
                 "Override each in the data module and return a DataLoader, or remove the step from the model.",
             )
         return data
+
+    def seed(self) -> None:
+        """Sets the random seed before data are made or used: what came before must not change them."""
+        seed_all(self.container.get_effective_random_seed(), has_workers=True)
 
     def has_step(self, step: str) -> bool:
         """True if the model overrides a method like ``validation_step``."""
@@ -162,10 +170,17 @@ class RunnerBase:
         if checkpoint is not None:
             examined = examine_checkpoint(checkpoint, is_trusted=self.is_trusted(checkpoint))
             arguments.update(ckpt_path=str(checkpoint), weights_only=examined.is_weights_only)
-        with working_directory(self.container.outputs_folder), explained_loading(checkpoint):
+            examined.place(trainer)
+        with (
+            working_directory(self.container.outputs_folder),
+            explained_refusal(self.container),
+            explained_loading(checkpoint),
+        ):
             if has_validation:
+                self.seed()
                 metrics.update(as_numbers(*trainer.validate(self.container.model, **arguments)))
             if self.container.has_custom_test_step():
+                self.seed()  # the test is the same with and without a validation before it
                 metrics.update(as_numbers(*trainer.test(self.container.model, **arguments)))
         return metrics
 

@@ -17,8 +17,7 @@ from health_ml.training.distributed import choose_devices
 from health_ml.training.rank_launcher import RankLauncher, use_rank_launcher
 from health_ml.training.result import RunOutcome
 from health_ml.training.runner_base import RunnerBase, as_numbers
-from health_ml.training.seeds import seed_all
-from health_ml.training.user_code import user_code
+from health_ml.training.user_code import explained_refusal, user_code
 from health_ml.training.weights import (
     LoadableCheckpoint,
     check_epochs_left,
@@ -100,13 +99,19 @@ class TrainingRunner(RunnerBase):
             logger.info(f"Training continues from {start.path}")
             arguments.update(ckpt_path=str(start.path), weights_only=start.is_weights_only)
         try:
-            with working_directory(self.container.outputs_folder), explained_loading(start.path if start else None):
+            with (
+                working_directory(self.container.outputs_folder),
+                explained_refusal(self.container),
+                explained_loading(start.path if start else None),
+            ):
+                self.seed()  # a data module that splits its data in setup has to split them as in the test
                 trainer.fit(self.container.model, **arguments)
         finally:
+            self.metrics = as_numbers(trainer.callback_metrics)
             self.guard.stop_deferring()
         self.guard.raise_if_received()
         self._has_failed = False
-        return as_numbers(trainer.callback_metrics)
+        return dict(self.metrics)
 
     def _prepare_training(self) -> LightningDataModule:
         for method, is_mine in (
@@ -117,7 +122,6 @@ class TrainingRunner(RunnerBase):
             if is_mine:
                 with user_code(self.container, method):
                     getattr(self.container, method)()
-        seed_all(self.container.get_effective_random_seed(), has_workers=True)
         evaluated = [step for step in ("validation_step", "test_step") if self.has_step(step)]
         return self.get_data("get_data_module", ["training_step", *evaluated])
 

@@ -30,9 +30,32 @@ def user_code(owner: object, method: str, expected: str = "") -> Iterator[None]:
     except HimlError:
         raise
     except (Exception, SystemExit) as error:
+        if isinstance(error, NotImplementedError):  # a method that was not overridden says itself what it should do
+            expected = ""
         raise ContainerError(
             f"{type(owner).__name__}.{method} failed with {describe_exception(error)}",
             f"{expected} Set {ENV_FULL_ERROR}=1 to see the whole traceback.".strip(),
+        ) from error
+
+
+@contextmanager
+def explained_refusal(owner: object) -> Iterator[None]:
+    """Turns Lightning's refusal of a model or data module, in which no line of the user is involved, into a sentence.
+
+    :param owner: The container.
+    :raises ContainerError: If the body raises such an error.
+    """
+    from lightning_fabric.utilities.exceptions import MisconfigurationException
+
+    try:
+        yield
+    except MisconfigurationException as error:
+        if _users_line(error):
+            raise
+        text = " ".join(str(error).split()).rstrip(".")
+        raise ContainerError(
+            f"Lightning refuses what {type(owner).__name__} made: {text}.",
+            f"Set {ENV_FULL_ERROR}=1 to see the whole traceback.",
         ) from error
 
 

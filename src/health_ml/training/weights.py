@@ -7,6 +7,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,22 +29,32 @@ class LoadableCheckpoint:
     :param is_weights_only: True if torch's safe loader reads it. The full loader executes code that the file names.
     :param finished_epochs: Number of epochs that were complete when it was written.
     :param steps: Number of optimizer steps until then.
+    :param epoch: Index of the epoch in which it was written.
+    :param last_step: Number under which the metrics of its last batch were logged.
     """
 
     path: Path
     is_weights_only: bool
     finished_epochs: int
     steps: int
+    epoch: int
+    last_step: int
+
+    def place(self, trainer: Trainer) -> None:
+        """Makes a Trainer log under the epoch and step of the checkpoint; otherwise evaluation logs under zero."""
+        trainer.fit_loop.epoch_progress.current.completed = self.epoch
+        trainer.fit_loop.epoch_loop._batches_that_stepped = self.last_step
 
 
 def examine_checkpoint(path: Path, *, is_trusted: bool) -> LoadableCheckpoint:
-    """Returns how a checkpoint can be loaded. The tensors stay on the disk.
+    """Returns how a checkpoint can be loaded. All of it is read once, to compare it with its checksums.
 
     :param is_trusted: True if a run of this project wrote the file: only then may it need the full loader.
     :raises CheckpointError: If the file is missing, damaged, not a Lightning checkpoint, or needs the full loader
         without being trusted.
     """
     progress = read_progress(path)
+    verify_once(path)
     try:
         content, is_weights_only = _load(path, is_weights_only=True), True
     except pickle.UnpicklingError as error:
@@ -55,7 +66,30 @@ def examine_checkpoint(path: Path, *, is_trusted: bool) -> LoadableCheckpoint:
             f"{path} is not a checkpoint of a Lightning model: it has no 'state_dict'.",
             "Use a .ckpt file that a Trainer wrote.",
         )
-    return LoadableCheckpoint(path, is_weights_only, _finished_epochs(content, progress.epoch), progress.global_step)
+    return LoadableCheckpoint(
+        path,
+        is_weights_only,
+        finished_epochs=_finished_epochs(content, progress.epoch),
+        steps=progress.global_step,
+        epoch=progress.epoch,
+        last_step=_last_step(content, progress.global_step),
+    )
+
+
+def verify_once(path: Path) -> None:
+    """Checks that a checkpoint is complete and unchanged, unless that was done in this process already.
+
+    torch itself ignores the checksums: it would load damaged weights without a word.
+
+    :raises CheckpointError: If it is not.
+    """
+    state = path.stat()
+    _verify_state(path, state.st_ino, state.st_size, state.st_mtime_ns)
+
+
+@lru_cache(maxsize=16)
+def _verify_state(path: Path, *_: int) -> None:
+    verify(path)
 
 
 def check_epochs_left(start: LoadableCheckpoint, container: LightningContainer) -> None:
@@ -126,13 +160,9 @@ def _load(path: Path, *, is_weights_only: bool) -> Any:
     try:
         # Only the zip format can be mapped; the format before torch 1.6 has to be read.
         return torch.load(path, map_location="cpu", weights_only=is_weights_only, mmap=zipfile.is_zipfile(path))
-    except pickle.UnpicklingError:
-        if is_weights_only:
-            raise
-        verify(path)
-        raise
     except Exception as error:  # unpickling can run code of the user's own classes, which can raise anything
-        verify(path)
+        if is_weights_only and isinstance(error, pickle.UnpicklingError):
+            raise
         raise CheckpointError(
             f"The checkpoint {path} cannot be loaded: {type(error).__name__}: {error}",
             "Was it written by a newer version of torch, or by a model whose code has changed?",
@@ -145,3 +175,12 @@ def _finished_epochs(content: dict[str, Any], epoch: int) -> int:
         return int(content["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"])
     except (KeyError, TypeError):  # written without the state of the loops
         return epoch
+
+
+def _last_step(content: dict[str, Any], steps: int) -> int:
+    """Returns the number of batches with an optimizer step, counted from 0, or that of optimizer steps."""
+    try:
+        count = int(content["loops"]["fit_loop"]["epoch_loop.state_dict"]["_batches_that_stepped"])
+    except (KeyError, TypeError):  # written without the state of the loops
+        count = steps
+    return max(count - 1, 0)

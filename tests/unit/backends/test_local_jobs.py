@@ -19,6 +19,7 @@ from health_ml.backends.local_layout import LocalJob, LocalJobFolder
 from health_ml.backends.local_logs import LogFollower
 from health_ml.errors import BackendError, SnapshotError
 from health_ml.planning.plan import JobPlan, PlannedLimits
+from health_ml.records.process_identity import process_identity
 from health_ml.records.reader import read_record
 from health_ml.records.record import RunRecord, RunStatus
 
@@ -93,7 +94,7 @@ def test_children_of_a_node_end_with_it(tmp_path: Path) -> None:
 def test_a_job_whose_supervisor_was_killed_is_reported_and_can_be_cancelled(tmp_path: Path) -> None:
     folder = job_of(tmp_path, "import time; time.sleep(120)")
     supervisor = supervise(folder)
-    wait_until(folder.processes_file.exists)
+    wait_until(lambda: folder.read_processes().get("nodes"))
     node = folder.read_processes()["nodes"][0]["pid"]
     os.kill(supervisor.pid, signal.SIGKILL)
     supervisor.wait()
@@ -103,6 +104,62 @@ def test_a_job_whose_supervisor_was_killed_is_reported_and_can_be_cancelled(tmp_
     handle.cancel()
     wait_until(lambda: not psutil.pid_exists(node) or psutil.Process(node).status() == psutil.STATUS_ZOMBIE)
     assert read_record(folder.run_folder).status.status is RunStatus.CANCELLED
+    assert handle.status() is RunStatus.CANCELLED
+
+
+def test_a_job_whose_start_was_killed_is_reported_and_can_be_started_again(tmp_path: Path) -> None:
+    folder = job_of(tmp_path / "outputs", "print('done')")
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as starter:
+        folder.write_processes({"starter": process_identity(starter.pid)})
+        handle = LocalRunHandle(folder.run_folder)
+        assert handle.status() is RunStatus.QUEUED
+        starter.kill()
+    assert handle.status() is RunStatus.KILLED
+    backend = LocalBackend(tmp_path)
+    with folder.starting(), pytest.raises(BackendError, match="Another command has just started run job_run again"):
+        backend.resume("job_run")
+    assert not folder.node_log(0).exists()
+    backend.resume("job_run")
+    assert handle.wait(30) is RunStatus.FAILED
+    assert folder.node_log(0).read_text() == "done\n"
+    message = read_record(folder.run_folder).status.message
+    assert message == "Every node ended with exit code 0, but the run has not said that it finished."
+
+
+def test_what_a_run_has_said_itself_counts_if_its_supervisor_was_killed_afterwards(tmp_path: Path) -> None:
+    folder = job_of(tmp_path, "")
+    folder.write_processes({"supervisor": {**process_identity(), "process_start": 1}, "nodes": []})
+    handle = LocalRunHandle(folder.run_folder)
+    assert handle.status() is RunStatus.KILLED
+    record = RunRecord(folder.run_folder / "run", run_id="job_run")
+    record.set_status(RunStatus.FINISHED)
+    record.close()
+    assert handle.status() is RunStatus.FINISHED
+    folder.write_processes({"supervisor": process_identity(), "nodes": []})
+    assert handle.status() is RunStatus.RUNNING, "the supervisor has yet to say how the other nodes ended"
+
+
+def test_a_job_has_one_supervisor_at_a_time(tmp_path: Path) -> None:
+    folder = job_of(tmp_path / "outputs", "import time; time.sleep(120)")
+    folder.write_processes({"starter": {**process_identity(), "process_start": 1}})
+    backend = LocalBackend(tmp_path)
+    handle = backend.resume("job_run")
+    try:
+        with pytest.raises(BackendError, match="follows it"), folder.starting():
+            pass
+        supervisor = folder.read_processes()["supervisor"]
+        assert backend.resume("job_run").folder.read_processes()["supervisor"] == supervisor
+    finally:
+        handle.cancel()
+    assert handle.status() is RunStatus.CANCELLED
+
+
+def test_only_the_user_can_read_the_arguments_of_a_job(tmp_path: Path) -> None:
+    folder = LocalJobFolder(tmp_path)
+    folder.job.mkdir()
+    folder.write_job(LocalJob("run", ("--token=secret",), "/project"))
+    assert folder.job_file.stat().st_mode & 0o777 == 0o600
+    assert [path.name for path in folder.job.iterdir()] == ["job.json"]
 
 
 def test_a_job_survives_the_process_that_submitted_it(tmp_path: Path) -> None:

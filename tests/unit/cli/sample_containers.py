@@ -50,6 +50,7 @@ class Everything(LightningContainer):
     a_text_or_none = param.String(default=None, allow_None=True)
     a_colour = param.ClassSelector(class_=Colour, default=Colour.RED)
     a_path = param.ClassSelector(class_=Path, default=None, allow_None=True)
+    a_file = param.Path(default=None, allow_None=True, check_exists=False)
     an_even = param.ClassSelector(class_=Even, default=None, allow_None=True)
     a_choice = param.Selector(default="a", objects=["a", "b", "c"])
     some_texts = param.List(default=["p"], item_type=str)

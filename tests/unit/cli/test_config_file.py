@@ -65,7 +65,7 @@ def test_values_read_like_the_same_text_after_a_flag(tmp_path: Path) -> None:
           devices: 2
           gradient_clip_val: 1e-2
           accelerator: "cpu"
-          reload_dataloaders_every_n_epochs: null
+          max_time: null
         trainer.max_steps: 7
         """,
     )
@@ -83,7 +83,7 @@ def test_values_read_like_the_same_text_after_a_flag(tmp_path: Path) -> None:
         "devices": 2,
         "gradient_clip_val": 0.01,
         "accelerator": "cpu",
-        "reload_dataloaders_every_n_epochs": None,
+        "max_time": None,
         "max_steps": 7,
     }
     assert result.sources["trainer.devices"] == "config file run.yaml"

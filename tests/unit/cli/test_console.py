@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import re
 import types
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from health_ml.cli.console import configure_logging, format_user_traceback, render_summary, restored_logging
 from health_ml.deep_learning_config import RunPaths
+from health_ml.errors import RegressionTestError
 from health_ml.experiment_config import LogLevel
 from health_ml.records.record import RunStatus
 from health_ml.training.result import RunResult
@@ -119,6 +121,24 @@ def test_summary_without_mirror(tmp_path: Path, uri: object) -> None:
 def test_summary_with_a_server(tmp_path: Path) -> None:
     mirror_to(tmp_path, "https://host/mlflow")
     assert "  MLflow      https://host/mlflow\n" in render_summary(result_in(tmp_path))
+
+
+def test_an_interrupted_run_is_resumed_with_the_same_flags(tmp_path: Path) -> None:
+    text = render_summary(result_in(tmp_path, status=RunStatus.PREEMPTED))
+    assert text.endswith("<the same flags> --resume_training --src_checkpoint=2030_Model")
+
+
+def test_a_run_with_unexpected_results_was_trained_to_its_end(tmp_path: Path) -> None:
+    text = render_summary(result_in(tmp_path, status=RunStatus.FAILED, error=RegressionTestError("They differ.")))
+    assert text.endswith("--src_checkpoint=2030_Model --max_epochs=<more>")
+
+
+def test_metrics_that_are_not_finite_are_said_aloud(tmp_path: Path) -> None:
+    metrics = {"val/loss": math.nan, "train/loss": math.inf, "test/accuracy": 0.5}
+    assert "  WARNING: not a finite number at the end: train/loss, val/loss.\n" in render_summary(
+        result_in(tmp_path, metrics=metrics)
+    )
+    assert "WARNING" not in render_summary(result_in(tmp_path))
 
 
 def test_summary_of_a_run_that_kept_nothing(tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ FLAGS = [
     "--a_date=2024-02-29",
     "--max_epochs=3",
     "--trainer.gradient_clip_val=0.5",
-    "--trainer.devices=[0]",
+    '--trainer.val_check_interval={"minutes": 30}',
     "--trainer.enable_model_summary=false",
     "--tag=x",
 ]
@@ -137,3 +137,31 @@ def test_a_checkpoint_file_is_named_absolutely_and_a_run_as_it_was(tmp_path: Pat
     flags = job_arguments(command.typed, command.givens, command.parameters, start_directory=tmp_path)
     assert flags[1:] == (f"--src_checkpoint={tmp_path / 'a.ckpt'}",)
     assert arguments_of(parsed("--src_checkpoint=some_run:best.ckpt"))[1:] == ("--src_checkpoint=some_run:best.ckpt",)
+
+
+def test_data_of_which_a_part_is_left_behind_is_read_where_it_is(tmp_path: Path) -> None:
+    for file in ("whole/a.csv", "partly/README.md", "partly/images/b.png"):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).touch()
+    command = parse([MODEL, "--local_datasets=whole,partly"], start_directory=tmp_path)
+    flags = job_arguments(
+        command.typed, command.givens, command.parameters,
+        start_directory=tmp_path, travels=lambda path: path.suffix != ".png",
+    )  # fmt: skip
+    assert flags[1:] == (f"--local_datasets=whole,{tmp_path / 'partly'}",)
+
+
+def test_paths_that_are_texts_do_not_change_their_meaning(tmp_path: Path) -> None:
+    (tmp_path / "table.csv").touch()
+    command = parse([MODEL, "--a_file=table.csv"], start_directory=tmp_path)
+    arguments = (command.typed, command.givens, command.parameters)
+    assert job_arguments(*arguments, start_directory=tmp_path)[1:] == (f"--a_file={tmp_path / 'table.csv'}",)
+    flags = job_arguments(*arguments, start_directory=tmp_path, travels=lambda path: True)
+    assert flags[1:] == ("--a_file=table.csv",)
+
+
+def test_a_text_that_a_flag_would_take_for_no_value_is_an_error(tmp_path: Path) -> None:
+    file = tmp_path / "preset.yaml"
+    file.write_text('a_text_or_none: "None"\n')
+    with pytest.raises(PlanError, match=r"a_text_or_none.*'None' cannot be written as a flag"):
+        arguments_of(parsed(f"--config={file}"))

@@ -385,7 +385,7 @@ def test_constructor_error_names_the_users_line(tmp_path: Path) -> None:
     write(tmp_path, pkg__a=text)
     container_class = find_container("pkg.Mine", folder=tmp_path)
     place = re.escape(f"KeyError: 'key' ({tmp_path / 'pkg' / 'a.py'}, line 5: self.x = {{}}['key'])")
-    with pytest.raises(ContainerError, match=f"Mine cannot be created: {place}"):
+    with pytest.raises(ContainerError, match=rf"Mine cannot be created: {place}\. Mend the constructor\."):
         create_container(container_class)
 
 

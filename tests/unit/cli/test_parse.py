@@ -316,6 +316,14 @@ def test_nothing_but_a_himl_error_comes_out(argv: list[str]) -> None:
         assert error.exit_code == 2  # noqa: PT017
 
 
+@pytest.mark.parametrize("flag", ["--max_epochs=", "--random_seed=", "--num_nodes=", "--a_number="])
+def test_an_empty_number_is_the_default_and_is_said_aloud(flag: str, caplog: pytest.LogCaptureFixture) -> None:
+    result = parsed(flag)
+    name = flag.strip("-=")
+    assert "command line" not in result.sources[name]
+    assert caplog.messages == [f"{flag} is empty and changes nothing. Is a variable of the shell not set?"]
+
+
 # --- arguments of the Trainer -----------------------------------------------------------------------------------------
 
 
@@ -325,13 +333,13 @@ def test_nothing_but_a_himl_error_comes_out(argv: list[str]) -> None:
         (["--trainer.gradient_clip_val=0.5"], "gradient_clip_val", 0.5),
         (["--trainer.gradient-clip-val", "1e-3"], "gradient_clip_val", 1e-3),
         (["--trainer.devices=2"], "devices", 2),
-        (["--trainer.devices=[0, 1]"], "devices", [0, 1]),
+        (['--trainer.val_check_interval={"minutes": 30}'], "val_check_interval", {"minutes": 30}),
         (["--trainer.accelerator=cpu"], "accelerator", "cpu"),
         (["--trainer.precision=16-mixed"], "precision", "16-mixed"),
         (["--trainer.max_time=00:12:00:00"], "max_time", "00:12:00:00"),
         (["--trainer.enable_model_summary"], "enable_model_summary", True),
         (["--trainer.enable_model_summary", "false"], "enable_model_summary", False),
-        (["--trainer.max_steps=none"], "max_steps", None),
+        (["--trainer.max_time=none"], "max_time", None),
     ],
 )
 def test_trainer_arguments(flags: list[str], name: str, value: Any) -> None:
@@ -339,6 +347,30 @@ def test_trainer_arguments(flags: list[str], name: str, value: Any) -> None:
     assert result.container.trainer_argument_overrides == {name: value}
     assert type(result.container.trainer_argument_overrides[name]) is type(value)
     assert result.sources[f"trainer.{name}"] == "command line"
+
+
+def test_values_that_the_trainer_refuses_are_named_with_all_else_that_is_wrong() -> None:
+    text = problems_of("--trainer.precision=99", "--trainer.gradient_clip_val=abc", "--trainer.min_steps=1",
+                       "--docker_shm_size=1g")  # fmt: skip
+    assert text.startswith("3 things are wrong with the arguments:")
+    assert "--docker_shm_size has no effect on this machine" in text
+    assert "--trainer.precision=99: the Lightning Trainer refuses it: Precision 99 is invalid" in text
+    assert "--trainer.gradient_clip_val=abc: the Lightning Trainer refuses it: `gradient_clip_val` should be" in text
+    assert "min_steps" not in text
+
+
+def test_values_that_the_trainer_refuses_only_together_are_named_together() -> None:
+    text = problems_of("--trainer.overfit_batches=2", "--trainer.devices=1", "--trainer.val_check_interval=0.5",
+                       "--trainer.accelerator=cpu", "--trainer.strategy=fsdp")  # fmt: skip
+    assert "--trainer.strategy=fsdp" in text
+    assert "the Lightning Trainer refuses it" in text
+
+
+@pytest.mark.parametrize(
+    "flag", ["--max_epochs=3", "--pl_limit_train_batches=2", "--autosave_every_n_val_epochs=2", "--trainer.max_steps=3"]
+)
+def test_flags_without_effect_in_a_trial_run(flag: str) -> None:
+    assert f"{flag.split('=')[0]} has no effect with --pl_fast_dev_run" in problems_of("--pl_fast_dev_run=1", flag)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ import pytest
 from health_ml.errors import RunNotFoundError
 from health_ml.planning.fan_out_folder import FanOutFolder
 from health_ml.planning.run_store import find_run_folder
-from health_ml.records.reader import find_run
 
 
 def make_fan_out(root: Path, run_id: str, trials: int) -> FanOutFolder:
@@ -26,7 +25,6 @@ def test_a_trial_is_found_by_its_id(tmp_path: Path) -> None:
     assert folder.trial_run_id(10) == "2025_Hello_1_10"
     for index in (0, 10):
         assert find_run_folder(f"2025_Hello_1_{index}", tmp_path) == folder.trial_folder(index)
-        assert find_run(f"2025_Hello_1_{index}", project_root=tmp_path) == folder.trial_folder(index)
     assert folder.trial_indices() == list(range(11))
     assert FanOutFolder.of_trial(folder.trial_folder(3)) == folder
     assert FanOutFolder.of_trial(folder.run_folder) is None
@@ -44,7 +42,6 @@ def test_a_run_of_that_name_wins(tmp_path: Path) -> None:
     run = tmp_path / "outputs" / "2025_Hello_1"
     (run / "run").mkdir(parents=True)
     assert find_run_folder("2025_Hello_1", tmp_path) == run
-    assert find_run("2025_Hello_1", project_root=tmp_path) == run
 
 
 def test_a_folder_of_trials_in_a_run_that_is_no_fan_out_has_no_trials(tmp_path: Path) -> None:

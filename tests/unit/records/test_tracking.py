@@ -23,6 +23,7 @@ ROOT = Path("/project")
         ("postgresql://u:p@h/d", {}, "postgresql://u:p@h/d"),
         ("azureml://eastus.api.azureml.ms/x", {}, "azureml://eastus.api.azureml.ms/x"),
         ("databricks", {}, "databricks"),
+        ("mysql+pymysql://u:p@h/d", {}, "mysql+pymysql://u:p@h/d"),
         ("runs", {"MLFLOW_ALLOW_FILE_STORE": "true"}, "file:///project/runs"),
     ],
 )
@@ -35,3 +36,28 @@ def test_folders_are_refused_with_the_way_out() -> None:
         resolve_tracking_uri("./mlruns", environ={}, project_root=ROOT)
     with pytest.raises(ArgumentsError, match=r"MLFLOW_TRACKING_URI=file:///a: .*sqlite:////a\.db"):
         resolve_tracking_uri("", environ={"MLFLOW_TRACKING_URI": "file:///a"}, project_root=ROOT)
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        (
+            "htp:/foo",
+            r"--tracking_uri=htp:/foo: MLflow has no store of the kind 'htp'\. Did you mean 'http' or 'https'\?",
+        ),
+        ("s3://bucket/x", r"no store of the kind 's3'\. Give a server"),
+        ("localhost:5000", r"no store of the kind 'localhost'\. Give a server \(https://…\)"),
+    ],
+)
+def test_what_no_store_is_reached_by_is_refused(given: str, text: str) -> None:
+    with pytest.raises(ArgumentsError, match=text):
+        resolve_tracking_uri(given, environ={}, project_root=ROOT)
+
+
+def test_stores_of_installed_plugins_are_accepted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plugin = tmp_path / "plugin-1.0.dist-info"
+    plugin.mkdir()
+    (plugin / "METADATA").write_text("Metadata-Version: 2.1\nName: plugin\nVersion: 1.0\n")
+    (plugin / "entry_points.txt").write_text("[mlflow.tracking_store]\nmystore = plugin:Store\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert resolve_tracking_uri("mystore://x", environ={}, project_root=ROOT) == "mystore://x"

@@ -26,11 +26,11 @@ def test_what_was_written_is_read(folder: FanOutFolder) -> None:
     log = TrialLog(folder, record)
     first = log.start(FIRST, slot=1)
     log.start(SECOND, slot=0)
-    end = log.finish(first, TrialEnd(RunStatus.KILLED, "gone"))
-    assert end.seconds > 0
+    log.finish(first, TrialEnd(RunStatus.KILLED, "gone", 2.5))
     assert not first.is_settled
     log.start(FIRST, slot=0)
-    end = log.finish(first, TrialEnd(RunStatus.FINISHED))
+    end = TrialEnd(RunStatus.FINISHED, "", 3.5)
+    log.finish(first, end)
     assert first.is_settled
     record.close()
 
@@ -46,10 +46,11 @@ def test_time_of_all_attempts_counts(folder: FanOutFolder) -> None:
     record = RunRecord.create(folder.record, run_id="fan")
     log = TrialLog(folder, record)
     state = log.start(FIRST, slot=0)
-    state.started -= 100
-    log.finish(state, TrialEnd(RunStatus.CANCELLED))
+    assert state.seconds_until(state.started + 100) == pytest.approx(100)
+    log.finish(state, TrialEnd(RunStatus.CANCELLED, "", 100.0))
     log.start(FIRST, slot=0)
-    assert 100 < log.finish(state, TrialEnd(RunStatus.FINISHED)).seconds < 110
+    assert state.seconds_until(state.started + 5) == pytest.approx(105)
+    assert read_trials(folder)[0].seconds_before == 100
     record.close()
 
 
