@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
 from health_ml.azure.rest import (
@@ -25,7 +25,6 @@ from health_ml.azure.rest import (
 
 if TYPE_CHECKING:
     import requests
-    from typing_extensions import Self
 
 logger = logging.getLogger(__name__)
 
@@ -87,6 +86,9 @@ class StoppedError(Exception):
     """Another file could not be downloaded, so this one is not needed any more."""
 
 
+Reader = TypeVar("Reader", bound="BlobReader")
+
+
 class BlobReader:
     """Reads blobs, also from several threads at once. Use it as a context manager.
 
@@ -105,7 +107,7 @@ class BlobReader:
         self._session = new_session(CONNECTIONS)
         self._is_stopped = threading.Event()
 
-    def __enter__(self) -> Self:
+    def __enter__(self: Reader) -> Reader:
         return self
 
     def __exit__(self, *_: object) -> None:
