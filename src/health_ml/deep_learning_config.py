@@ -6,7 +6,7 @@ neither torch nor Lightning, so ``himl-runner --help`` starts at once.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -157,8 +157,20 @@ class DatasetParams(param.Parameterized):
         default=[],
         item_type=str,
         doc="Folders in AzureML that the job writes: azureml://datastores/NAME/paths/FOLDER, or the name of a data "
-        "asset, which gets a new version.",
+        "asset, which gets a new version. In the container, output_dataset_folders holds the folders to write to; "
+        "outside AzureML they are in the outputs of the run.",
     )
+
+    _output_dataset_folders: tuple[Path, ...] = ()
+
+    @property
+    def output_dataset_folders(self) -> list[Path]:
+        """The folder to write to for each of ``output_datasets``. They exist from ``setup`` on."""
+        return list(self._output_dataset_folders)
+
+    def set_output_dataset_folders(self, folders: Sequence[Path]) -> None:
+        """Tells the container where its output datasets go."""
+        self._output_dataset_folders = tuple(folders)
 
     def dataset_problems(self) -> list[str]:
         """Returns what is wrong with these parameters, as sentences."""

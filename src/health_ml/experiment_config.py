@@ -93,7 +93,6 @@ JOB_FLAGS = frozenset(
         "workspace_config_path",
         "datastore",
         "dataset_mountpoints",
-        "output_datasets",
         "auth",
         "base_image",
         "azure_environment",

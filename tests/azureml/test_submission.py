@@ -277,6 +277,22 @@ def test_a_search_gets_its_values(himl: Himl, azureml: AzureML) -> None:
     }
 
 
+def test_a_job_reads_and_writes_data(project: Path, himl: Himl, azureml: AzureML) -> None:
+    azureml.azurite.write(azureml.workspace.default_container, "texts/a.txt", b"alpha")
+    text = CONTAINER.replace(
+        'print("the runner is in", health_ml.__file__, flush=True)',
+        "[folder], [target] = self.local_datasets, self.output_dataset_folders\n"
+        '        (target / "copy.txt").write_text((folder / "a.txt").read_text() * 2)',
+    )
+    (project / "small.py").write_text(text)
+    written = "azureml://datastores/workspaceblobstore/paths/written"
+    arguments = ("--azure_datasets=texts", "--datastore=workspaceblobstore", f"--output_datasets={written}")
+    job = submitted(himl(*arguments, "--tracking_uri=none"), azureml)
+    azureml.run_pending_jobs()
+    assert job.status == "Completed", azureml.log(job)
+    assert azureml.azurite.read(azureml.workspace.default_container, "written/copy.txt") == b"alphaalpha"
+
+
 def test_two_folds_of_a_container_that_asks_for_them(project: Path, himl: Himl, azureml: AzureML) -> None:
     text = CONTAINER.replace("self.max_epochs = 1", "self.max_epochs = 1\n        self.crossval_count = 2")
     (project / "small.py").write_text(text)

@@ -21,7 +21,7 @@ from health_ml.environment import RunEnvironment, environment_variables, process
 from health_ml.errors import EXIT_FAILED, EXIT_USAGE, ContainerError, HimlError, RegressionTestError, exiting_with
 from health_ml.experiment_config import DebugDDPOptions, ExperimentConfig, RunnerMode
 from health_ml.lightning_container import LightningContainer
-from health_ml.planning.dataset_inputs import input_variables
+from health_ml.planning.dataset_inputs import input_variables, output_folders
 from health_ml.planning.plan import JobPlan
 from health_ml.planning.secrets import mask_arguments
 from health_ml.records.record import RunRecord, RunStatus
@@ -93,6 +93,9 @@ def run_in_process(
             container.model_name, environment=environment, project_root=project_root, output_to=container.output_to
         )
     container.set_run_paths(paths)
+    container.set_output_dataset_folders(
+        output_folders(container.output_datasets, process_environment(), paths.outputs)
+    )
     job = enter_job(environment, paths, process_environment()) if environment.is_in_azureml else None
     environment = replace(environment, attempt=job.attempt) if job else environment
     run = _Run(experiment_config, container, environment, project_root, argv, waiting_mirror, plan, job)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from health_ml.errors import DatasetError
-from health_ml.settings import ENV_INPUT
+from health_ml.planning.datasets import output_name, parse_datasets
+from health_ml.settings import ENV_INPUT, OUTPUT_DATASETS_FOLDER
 
 _ADDRESS = re.compile(
     r"azureml://(?:subscriptions/(?P<subscription>[^/]+)/resource[gG]roups/(?P<group>[^/]+)"
@@ -65,6 +66,23 @@ def input_folders(environ: Mapping[str, str]) -> list[Path]:
             found[name.startswith(ENV_INPUT)][int(match[1])] = path.parent if path.is_file() else path
     chosen = found[True] or (found[False] if environ.get("AZUREML_RUN_ID") else {})
     return [chosen[number] for number in sorted(chosen)]
+
+
+def output_folders(texts: Sequence[str], environ: Mapping[str, str], outputs: Path) -> list[Path]:
+    """Returns the folders of the datasets that a run writes, after making them.
+
+    These are the outputs ``OUTPUT_0`` and so on of a job in AzureML; elsewhere, folders in the outputs of the run.
+
+    :param texts: The value of ``--output_datasets``.
+    :param outputs: The folder of the run's outputs.
+    """
+    folders = []
+    for index, reference in enumerate(parse_datasets(texts)):
+        given = environ.get(f"AZURE_ML_OUTPUT_{output_name(index)}")
+        name = reference.name or reference.uri.rstrip("/").rpartition("/")[2]
+        folders.append(Path(given) if given else outputs / OUTPUT_DATASETS_FOLDER / f"{index}_{name}")
+        folders[-1].mkdir(parents=True, exist_ok=True)
+    return folders
 
 
 def input_variables(folders: Sequence[Path]) -> dict[str, str]:
