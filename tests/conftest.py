@@ -18,7 +18,10 @@ os.environ.update({"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"})
 
 # The tests decide what a run finds in its environment, not the shell that started them.
 _OURS = ("HIML_", "AZUREML_", "OMPI_COMM_WORLD_")
+_KEPT = {"HIML_AZUREML_CONTRACT"}
 _DISTRIBUTED = {"RANK", "LOCAL_RANK", "GROUP_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
 for variable in list(os.environ):
+    if variable in _KEPT:
+        continue
     if variable.startswith(_OURS) or variable in _DISTRIBUTED or variable == "MLFLOW_TRACKING_URI":
         del os.environ[variable]

@@ -6,7 +6,7 @@ neither torch nor Lightning, so ``himl-runner --help`` starts at once.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -139,7 +139,10 @@ class DatasetParams(param.Parameterized):
 
     datastore = param.String(default="", doc="AzureML datastore that holds the datasets in --azure_datasets.")
     azure_datasets = param.List(
-        default=[], item_type=str, doc="Names of the datasets in AzureML, one per folder that the model reads."
+        default=[],
+        item_type=str,
+        doc="The datasets in AzureML, one per folder that the model reads: NAME, NAME:VERSION or NAME@LABEL of a data "
+        "asset, or azureml://datastores/NAME/paths/FOLDER; +mount or +download at the end says how it is read.",
     )
     local_datasets = param.List(
         default=[],
@@ -150,6 +153,24 @@ class DatasetParams(param.Parameterized):
     dataset_mountpoints = param.List(
         default=[], item_type=Path, doc="Where to mount each dataset inside the job, one path per dataset."
     )
+    output_datasets = param.List(
+        default=[],
+        item_type=str,
+        doc="Folders in AzureML that the job writes: azureml://datastores/NAME/paths/FOLDER, or the name of a data "
+        "asset, which gets a new version. In the container, output_dataset_folders holds the folders to write to; "
+        "outside AzureML they are in the outputs of the run.",
+    )
+
+    _output_dataset_folders: tuple[Path, ...] = ()
+
+    @property
+    def output_dataset_folders(self) -> list[Path]:
+        """The folder to write to for each of ``output_datasets``. They exist from ``setup`` on."""
+        return list(self._output_dataset_folders)
+
+    def set_output_dataset_folders(self, folders: Sequence[Path]) -> None:
+        """Tells the container where its output datasets go."""
+        self._output_dataset_folders = tuple(folders)
 
     def dataset_problems(self) -> list[str]:
         """Returns what is wrong with these parameters, as sentences."""

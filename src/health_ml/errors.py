@@ -109,6 +109,14 @@ class BackendError(HimlError):
     """A back end refused a job or lost it."""
 
 
+class WorkspaceError(HimlError):
+    """The AzureML workspace is not known, cannot be reached, or refuses what was asked of it."""
+
+
+class AuthenticationError(WorkspaceError):
+    """Azure does not know who asks, or does not let them."""
+
+
 def nearest_names(name: str, known: Iterable[str], count: int = 3) -> list[str]:
     """Returns up to ``count`` of the known names that look most like the given one, the nearest first.
 
@@ -127,8 +135,8 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f"Did you mean {join_choices(quoted)}?" if quoted else ""
 
 
-def join_choices(choices: Sequence[str]) -> str:
+def join_choices(choices: Sequence[str], word: str = "or") -> str:
     """Returns the choices as an English enumeration: ``a``, ``a or b``, ``a, b or c``."""
     if len(choices) < 2:
         return "".join(choices)
-    return f"{', '.join(choices[:-1])} or {choices[-1]}"
+    return f"{', '.join(choices[:-1])} {word} {choices[-1]}"

@@ -12,6 +12,7 @@ from health_ml.errors import PlanError
 from health_ml.param_types import CustomTypeParam
 from health_ml.planning.early_termination import EarlyTerminationPolicy, Goal, policy_from_text, policy_from_value
 from health_ml.planning.search_space import Sampling
+from health_ml.planning.sign_in import AuthMethod
 
 
 class RunnerMode(Enum):
@@ -37,6 +38,32 @@ class DebugDDPOptions(Enum):
     OFF = "OFF"
     INFO = "INFO"
     DETAIL = "DETAIL"
+
+
+class JobTier(Enum):
+    """How a job is served where compute is not a cluster of your own."""
+
+    SPOT = "spot"
+    BASIC = "basic"
+    STANDARD = "standard"
+    PREMIUM = "premium"
+
+
+class JobPriority(Enum):
+    """Which of the jobs that wait starts first."""
+
+    LOW = "low"
+    MEDIUM = "medium"
+    HIGH = "high"
+
+
+class InteractiveService(Enum):
+    """A program on the nodes of a job with which a person looks into it while it runs."""
+
+    JUPYTER = "jupyter"
+    VS_CODE = "vscode"
+    TENSORBOARD = "tensorboard"
+    SSH = "ssh"
 
 
 class EarlyTerminationParam(CustomTypeParam):
@@ -66,6 +93,15 @@ JOB_FLAGS = frozenset(
         "workspace_config_path",
         "datastore",
         "dataset_mountpoints",
+        "auth",
+        "base_image",
+        "azure_environment",
+        "docker_build_context",
+        "instance_type",
+        "job_tier",
+        "priority",
+        "interactive_services",
+        "ssh_public_key",
     }
 )
 """Flags that describe a job, and mean nothing for a run in this process. Each back end says which it heeds."""
@@ -89,6 +125,54 @@ class SnapshotParams(param.Parameterized):
     require_clean = param.Boolean(
         default=False, doc="Refuse to run unless everything in the git repository is committed."
     )
+
+
+class AzureMLParams(param.Parameterized):
+    """What only jobs in AzureML heed."""
+
+    auth = param.ClassSelector(
+        class_=AuthMethod,
+        default=None,
+        allow_None=True,
+        doc="The only way to sign in to Azure that is tried. Default: all of them, in the order of this list.",
+    )
+    base_image = param.String(
+        default="", doc="Docker image on which the Conda environment of the job is built. Default: Ubuntu with CUDA."
+    )
+    azure_environment = param.String(
+        default="",
+        doc="An environment that AzureML has, instead of a Conda file: NAME:VERSION, NAME for its latest version, or "
+        "an azureml://registries/ address.",
+    )
+    docker_build_context = param.ClassSelector(
+        class_=Path,
+        default=None,
+        allow_None=True,
+        doc="Folder with a Dockerfile from which AzureML builds the job's image, instead of a Conda file.",
+    )
+    instance_type = param.String(
+        default="", doc="Type of machine, where the cluster has several: 'serverless' or a Kubernetes cluster."
+    )
+    job_tier = param.ClassSelector(
+        class_=JobTier, default=None, allow_None=True, doc="How the job is served on --cluster=azureml:serverless."
+    )
+    priority = param.ClassSelector(
+        class_=JobPriority,
+        default=None,
+        allow_None=True,
+        doc="Which job starts first: for a search on --cluster=azureml:serverless.",
+    )
+    interactive_services = param.List(
+        default=[], item_type=InteractiveService, doc="Programs with which to look into the job while it runs."
+    )
+    ssh_public_key = param.ClassSelector(
+        class_=Path, default=None, allow_None=True, doc="The public key of who may use --interactive_services=ssh."
+    )
+
+    @property
+    def auth_name(self) -> str | None:
+        """The only way to sign in to Azure, or None for all of them."""
+        return self.auth.value if self.auth is not None else None
 
 
 class FanOutParams(param.Parameterized):
@@ -135,7 +219,7 @@ class FanOutParams(param.Parameterized):
     fail_fast = param.Boolean(default=False, doc="End all trials of a search when one of them fails.")
 
 
-class ExperimentConfig(SnapshotParams, FanOutParams):
+class ExperimentConfig(SnapshotParams, FanOutParams, AzureMLParams):
     """Where and how to run: these flags work with every model."""
 
     cluster = param.String(

@@ -6,7 +6,7 @@ import errno
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,9 +37,33 @@ def main(argv: Sequence[str] | None = None, *, on_result: Callable[[RunResult], 
     :param on_result: Called with the result of a run that came to an end without an error.
     """
     arguments = sys.argv[1:] if argv is None else list(argv)
+    with _console_log():
+        return _guarded(lambda: _run(arguments, on_result))
+
+
+def download_main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command line of ``himl-download`` and returns the exit code of the process.
+
+    :param argv: The arguments after the name of the program. Default: those of this process.
+    """
+    arguments = sys.argv[1:] if argv is None else list(argv)
+
+    def run() -> int:
+        folder = _current_directory()
+        from health_ml.cli.console import configure_logging
+        from health_ml.cli.download import download
+
+        configure_logging(None, 0)
+        return download(arguments, start_directory=folder, environ=dict(os.environ), write=_print)
+
+    return _guarded(run)
+
+
+def _guarded(run: Callable[[], int]) -> int:
+    """Returns the exit code of a program: nothing leaves it but a message, and it leaves the process as it was."""
     with _restored_process():
         try:
-            return _run(arguments, on_result)
+            return run()
         except HimlError as error:
             return _report(error)
         except KeyboardInterrupt:
@@ -55,7 +79,15 @@ def main(argv: Sequence[str] | None = None, *, on_result: Callable[[RunResult], 
 
 def console_entry_point() -> None:
     """Runs the command line of this process and ends the process with its exit code."""
-    code = main()
+    _exit(main())
+
+
+def download_entry_point() -> None:
+    """Runs ``himl-download`` and ends the process with its exit code."""
+    _exit(download_main())
+
+
+def _exit(code: int) -> None:
     try:
         sys.stdout.flush()
     except OSError as error:
@@ -180,7 +212,7 @@ def _run_experiment(
     is_started_here = not (command.only_plans or is_job)
     with ExitStack() as stack:
         mirror, warm = None, None
-        if is_started_here and draft.asks_for_several and environment.fan_out_folder is None:
+        if is_started_here and draft.asks_for_several and not environment.is_trial:
             from health_ml.cli.fan_out_here import warm_processes
 
             warm = stack.enter_context(warm_processes(draft, place))
@@ -189,6 +221,10 @@ def _run_experiment(
         with exiting_with(EXIT_USAGE):
             parsed = complete(draft, arguments, environment=environment)
         configure_logging(parsed.experiment_config.log_level, environment.local_rank)
+        if parsed.container.log_from_vm and is_started_here and environment.is_alone:
+            from health_ml.cli.log_from_vm import log_to_workspace
+
+            log_to_workspace(parsed, place)
         if command.only_plans or is_job or parsed.search_space is not None:
             from health_ml.cli.launch import launch
 
@@ -270,6 +306,20 @@ def _restored_process() -> Iterator[None]:
             os.chdir(folder)
 
 
+def _console_log() -> AbstractContextManager[None]:
+    """Keeps what a job in AzureML prints, where the service collects it."""
+    if not os.environ.get("AZUREML_RUN_ID"):
+        return nullcontext()
+    from health_ml.cli.console_log import console_log
+    from health_ml.environment import RunEnvironment
+
+    try:
+        environment = RunEnvironment.from_env(os.environ)
+    except HimlError:  # it is said when the command line is run
+        environment = RunEnvironment()
+    return console_log(Path.cwd(), environment)
+
+
 def _print(text: str) -> int:
     """Prints a text and returns the exit code 0, also if nobody reads the end of the text.
 
@@ -311,7 +361,9 @@ def _report_unexpected(error: Exception) -> int:
 def _print_error(text: str) -> None:
     rank = os.environ.get("LOCAL_RANK", "0")
     place = f" (process {rank})" if rank not in ("", "0") else ""
-    print(f"himl-runner{place}: {text}", file=sys.stderr, flush=True)
+    program = Path(sys.argv[0]).name
+    name = program if program == "himl-download" else "himl-runner"
+    print(f"{name}{place}: {text}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ FLAGS_OF_HI_ML = {
     WorkflowParams: "random_seed src_checkpoint crossval_count crossval_index hyperdrive regression_test_folder "
     "regression_test_csv_tolerance regression_metrics run_inference_only resume_training tag experiment log_from_vm "
     "different_seeds",
-    DatasetParams: "datastore azure_datasets local_datasets dataset_mountpoints",
+    DatasetParams: "datastore azure_datasets local_datasets dataset_mountpoints output_datasets",
     OutputParams: "output_to",
     TrainerParams: "max_epochs autosave_every_n_val_epochs detect_anomaly monitor_training use_mixed_precision "
     "max_num_gpus max_num_gpus_inference pl_progress_bar_refresh_rate pl_num_sanity_val_steps pl_deterministic "

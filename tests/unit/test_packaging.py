@@ -110,7 +110,10 @@ def test_wheel_has_every_file_of_the_package_and_nothing_else(installed: Path) -
 def test_wheel_declares_the_command_and_the_license(installed: Path) -> None:
     (metadata,) = installed.glob("*.dist-info")
     entry_points = (metadata / "entry_points.txt").read_text()
-    assert entry_points.strip() == "[console_scripts]\nhiml-runner = health_ml.runner:console_entry_point"
+    assert entry_points.strip() == (
+        "[console_scripts]\nhiml-download = health_ml.runner:download_entry_point\n"
+        "himl-runner = health_ml.runner:console_entry_point"
+    )
     assert (metadata / "licenses" / "LICENSE").is_file()
     text = (metadata / "METADATA").read_text()
     assert re.search("^License(-Expression)?: MIT$", text, re.MULTILINE)
@@ -149,6 +152,15 @@ def test_light_import(code: str, tmp_path: Path) -> None:
 # --- dependencies ---------------------------------------------------------------------------------------------------
 
 
+AZURE = {
+    "azure-ai-ml": "azure.ai.ml",
+    "azure-core": "azure.core",
+    "azure-identity": "azure.identity",
+    "azure-storage-blob": "azure.storage.blob",
+    "azureml-mlflow": None,  # a plugin of MLflow, which loads it
+}
+
+
 def _imported_names(folder: Path) -> dict[str, Path]:
     """Returns the top-level names that any file below a folder imports, each with one file that does."""
     found: dict[str, Path] = {}
@@ -181,7 +193,21 @@ def test_imports_of_the_package_are_declared_and_declared_packages_are_imported(
     needed = _distributions_of(_imported_names(REPOSITORY / "src"))
     undeclared = {name: str(file) for name, file in needed.items() if name not in _core()}
     assert undeclared == {}
-    assert sorted(set(_core()) - set(needed)) == []
+    assert sorted(set(_core()) - set(needed) - set(AZURE)) == []
+
+
+def test_the_packages_of_azure_are_declared_and_imported() -> None:
+    """All of them share the name ``azure``, so that imports are compared with the modules that they bring."""
+    text = "\n".join(file.read_text() for file in (REPOSITORY / "src").rglob("*.py"))
+    imported = set(re.findall(r"(?:from|import) (azure(?:\.\w+)+)", text))
+    modules = {name: module for name, module in AZURE.items() if module is not None}
+    unknown = [name for name in imported if not any(f"{name}.".startswith(f"{module}.") for module in modules.values())]
+    assert unknown == []
+    unused = [
+        module for module in modules.values() if not any(f"{name}.".startswith(f"{module}.") for name in imported)
+    ]
+    assert unused == []
+    assert sorted(set(AZURE) - set(_core())) == []
 
 
 def test_imports_of_the_tests_are_declared() -> None:

@@ -13,9 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+from health_ml.environment import process_environment
 from health_ml.experiment_config import ExperimentConfig
 from health_ml.planning.plan import JobPlan
 from health_ml.planning.provenance import GitState
+from health_ml.planning.snapshot import Snapshot, snapshot_store_folder
+from health_ml.planning.snapshot_store import SnapshotStore
 from health_ml.records.encoding import encode_value
 from health_ml.records.record import RunStatus
 
@@ -81,12 +84,14 @@ class BackendContext:
     :param project_root: Folder of the user's project.
     :param output_to: Folder of the runs, the value of ``--output_to``.
     :param config: Where and how to run.
+    :param start_directory: Where the command was typed; None: the project root.
     """
 
     target: str
     project_root: Path
     output_to: Path | None = None
     config: ExperimentConfig = field(default_factory=ExperimentConfig)
+    start_directory: Path | None = None
 
 
 class Backend(ABC):
@@ -95,8 +100,12 @@ class Backend(ABC):
     name: ClassVar[str]
     job_flags: ClassVar[frozenset[str]]
     """The flags about jobs that have an effect here; the others are refused."""
+    idle_flags: ClassVar[frozenset[str]] = frozenset()
+    """Further flags that have no effect here."""
     is_on_this_machine: ClassVar[bool] = False
     """True if jobs read the files of this machine, so that datasets and checkpoints are folders and files here."""
+    needs_software: ClassVar[bool] = False
+    """True if jobs run in an environment that has to be described; False if they use what is installed."""
 
     @classmethod
     @abstractmethod
@@ -112,6 +121,14 @@ class Backend(ABC):
 
         :raises PlanError: If the plan asks for something that this back end cannot do.
         """
+
+    def keep_code(self, snapshot: Snapshot, folder: Path) -> None:
+        """Keeps the files of a snapshot for the job that is submitted next. Default: in the store of this user.
+
+        :param folder: The folder that it was taken of.
+        :raises SnapshotError: If files have changed since then.
+        """
+        SnapshotStore(snapshot_store_folder(process_environment())).store(snapshot, folder)
 
     @abstractmethod
     def submit(self, request: Request, *, git_state: GitState | None = None) -> RunHandle:

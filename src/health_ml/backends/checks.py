@@ -14,6 +14,7 @@ from health_ml.experiment_config import ExperimentConfig, RunnerMode
 from health_ml.lightning_container import LightningContainer
 from health_ml.records.tracking import resolve_tracking_uri
 from health_ml.training.regression import check_expected_folder
+from health_ml.training.stores import stores_for
 from health_ml.training.weights import check_epochs_left, examine_checkpoint, is_trusted, verify_once
 
 
@@ -86,6 +87,7 @@ def _check_checkpoint(
         project_root=project_root,
         download_folder=project_root,
         output_to=container.output_to,
+        other_stores=stores_for(parser, experiment_config, start_directory),
     )
     if container.resume_training:
         check_epochs_left(examine_checkpoint(path, is_trusted=is_trusted(path, container, project_root)), container)

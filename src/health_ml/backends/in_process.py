@@ -11,7 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from health_ml.backends.azureml_job import JobFacts, enter_job, show_display_name
 from health_ml.backends.checks import check_before_start
+from health_ml.backends.local_data import provide_datasets
 from health_ml.backends.run_facts import ProvenanceThread, RunDocument, run_facts, write_config
 from health_ml.backends.run_folder import create_run_paths
 from health_ml.deep_learning_config import RunPaths
@@ -19,6 +21,7 @@ from health_ml.environment import RunEnvironment, environment_variables, process
 from health_ml.errors import EXIT_FAILED, EXIT_USAGE, ContainerError, HimlError, RegressionTestError, exiting_with
 from health_ml.experiment_config import DebugDDPOptions, ExperimentConfig, RunnerMode
 from health_ml.lightning_container import LightningContainer
+from health_ml.planning.dataset_inputs import input_variables, output_folders
 from health_ml.planning.plan import JobPlan
 from health_ml.planning.secrets import mask_arguments
 from health_ml.records.record import RunRecord, RunStatus
@@ -41,6 +44,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+MIRROR_SECONDS_IN_JOB = 240.0
 MIRROR_SECONDS = 60.0
 """How long the end of a run waits for its mirror; a server that is down does not hold up the user longer."""
 
@@ -71,6 +75,13 @@ def run_in_process(
     container.runner_mode = experiment_config.mode
     start_directory = environment.start_directory or project_root
     with exiting_with(EXIT_USAGE):
+        provide_datasets(
+            experiment_config,
+            container,
+            environment=environment,
+            start_directory=start_directory,
+            environ=process_environment(),
+        )
         check_before_start(
             experiment_config,
             container,
@@ -82,7 +93,12 @@ def run_in_process(
             container.model_name, environment=environment, project_root=project_root, output_to=container.output_to
         )
     container.set_run_paths(paths)
-    run = _Run(experiment_config, container, environment, project_root, argv, waiting_mirror, plan)
+    container.set_output_dataset_folders(
+        output_folders(container.output_datasets, process_environment(), paths.outputs)
+    )
+    job = enter_job(environment, paths, process_environment()) if environment.is_in_azureml else None
+    environment = replace(environment, attempt=job.attempt) if job else environment
+    run = _Run(experiment_config, container, environment, project_root, argv, waiting_mirror, plan, job)
     with restored_environment(), run.variables(), quiet_libraries():
         if environment.is_global_rank_zero:
             return run.with_record(sources)
@@ -101,6 +117,7 @@ class _Run:
         argv: Sequence[str],
         waiting_mirror: WaitingMirror | None,
         plan: JobPlan | None,
+        job: JobFacts | None = None,
     ) -> None:
         self.config = experiment_config
         self.container = container
@@ -109,6 +126,7 @@ class _Run:
         self.argv = argv
         self.waiting_mirror = waiting_mirror
         self.plan = plan
+        self.job = job
         self.paths: RunPaths = container.run_paths
 
     @property
@@ -137,6 +155,7 @@ class _Run:
         with user_code(self.container, "get_additional_aml_run_tags", "It has to return a dictionary."):
             additional = dict(self.container.get_additional_aml_run_tags())
         return {
+            **(self.job.tags(self.experiment) if self.job else {}),
             "model_name": self.container.model_name,
             "execution_mode": self.config.mode.value,
             "tag": self.container.tag,
@@ -159,6 +178,12 @@ class _Run:
             waiting=self.waiting_mirror,
         )
 
+    def show_display_name(self) -> None:
+        """Tells AzureML which fold or seed this trial is, if it is one."""
+        name = self.job.display_name(self.container) if self.job else ""
+        if self.job is not None and self.job.run is not None and name:
+            show_display_name(name, self.job.run, process_environment())
+
     @contextmanager
     def variables(self) -> Iterator[None]:
         """Sets the environment variables of the container, and those that the other processes of the run need."""
@@ -166,7 +191,10 @@ class _Run:
             values: dict[str, str | None] = {
                 str(name): str(value) for name, value in self.container.get_additional_environment_variables().items()
             }
+        values.update(self.environment.launch_variables(self.config.num_nodes))
         values.update(child_environment(self.paths, self.environment, start_directory=self.start_directory))
+        if self.container.azure_datasets:
+            values.update(input_variables(self.container.local_datasets))
         if impossible := [name for name in values if not name or set(name) & {"=", "\0"}]:
             raise ContainerError(
                 f"{type(self.container).__name__}.get_additional_environment_variables returned "
@@ -318,6 +346,7 @@ class _RecordedRun:
             record.write_document(RECORD_PLAN_DOCUMENT, run.plan.to_json())
         if run.environment.fan_out_folder is None:  # else the mirror of the fan-out carries its trials too
             self._mirror = run.start_mirror(record)
+        run.show_display_name()
         write_config(record, run.config, run.container, sources=sources, tags=run.tags())
 
     def _close_after(self, error: BaseException) -> None:
@@ -338,7 +367,7 @@ class _RecordedRun:
         self._record.set_status(status, message)
         if self._mirror is None:
             return ()
-        state = self._mirror.finish(MIRROR_SECONDS)
+        state = self._mirror.finish(MIRROR_SECONDS_IN_JOB if self._run.job else MIRROR_SECONDS)
         if state.is_complete:
             return ()
         return (state.message,)

@@ -11,7 +11,10 @@ from importlib.metadata import entry_points
 from health_ml.backends.base import Backend
 from health_ml.errors import PlanError, did_you_mean, join_choices
 
-BACKENDS = {"local": "health_ml.backends.local_jobs:LocalBackend"}
+BACKENDS = {
+    "azureml": "health_ml.backends.azureml:AzureMLBackend",
+    "local": "health_ml.backends.local_jobs:LocalBackend",
+}
 """Dotted path of each back end of this package; loaded on use."""
 
 DEFAULT_BACKEND = "azureml"

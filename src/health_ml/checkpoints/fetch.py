@@ -8,7 +8,8 @@ from typing import Protocol
 
 from health_ml.checkpoints.download import DownloadLimits, download_checkpoint
 from health_ml.checkpoints.parser import ACCEPTED_FORMS, CheckpointParser, missing_file_error
-from health_ml.errors import ArgumentsError, CheckpointError, RunNotFoundError
+from health_ml.environment import process_environment
+from health_ml.errors import ArgumentsError, CheckpointError, RunNotFoundError, WorkspaceError
 from health_ml.planning.fan_out_folder import FanOutFolder
 from health_ml.planning.run_store import find_run_folder
 from health_ml.settings import (
@@ -68,13 +69,45 @@ def resolve_checkpoint(
         raise missing_file_error(parser, start_directory)
     try:
         run_folder = find_run_folder(parser.run_id, project_root, output_to)
-    except RunNotFoundError:
-        for store in other_stores:
-            found = store.fetch_checkpoint(parser.run_id, parser.remote_path, download_folder)
-            if found is not None:
-                return found.resolve()
-        raise
+    except RunNotFoundError as missing:
+        return _from_other_stores(parser, other_stores, download_folder, missing)
     return _checkpoint_in_run(run_folder, parser.remote_path)
+
+
+def known_stores(
+    *, start_directory: Path, config_path: Path | None = None, auth: str | None = None
+) -> Sequence[CheckpointStore]:
+    """Returns the stores of runs besides the local one: the AzureML workspace of this job or of the user.
+
+    :param start_directory: Where the command was typed.
+    :param config_path: The value of ``--workspace_config_path``.
+    :param auth: The value of ``--auth``.
+    :raises WorkspaceError: If the file that was given cannot be read.
+    """
+    from health_ml.azure.checkpoints import checkpoint_stores  # few runs start from a run
+
+    return checkpoint_stores(process_environment(), start_directory=start_directory, config_path=config_path, auth=auth)
+
+
+def _from_other_stores(
+    parser: CheckpointParser, stores: Sequence[CheckpointStore], download_folder: Path, missing: RunNotFoundError
+) -> Path:
+    """Returns the checkpoint from the first store that has the run.
+
+    :param missing: What the local store says.
+    """
+    for store in stores:
+        try:
+            found = store.fetch_checkpoint(parser.run_id, parser.remote_path, download_folder)
+        except WorkspaceError as error:
+            raise CheckpointError(
+                f"{missing.message} AzureML cannot be asked for it: {error.message}", f"{missing.hint} {error.hint}"
+            ) from error
+        if found is not None:
+            return found.resolve()
+    if stores:
+        raise RunNotFoundError(f"{missing.message} The AzureML workspace has none of that id either.", missing.hint)
+    raise missing
 
 
 def _checkpoint_in_run(run_folder: Path, remote_path: str) -> Path:

@@ -105,17 +105,18 @@ class CheckpointParser:
     def get_or_download_checkpoint(self, download_folder: Path) -> Path:
         """Returns the absolute path of the checkpoint file, downloaded into the given folder if it is not local.
 
-        A run id is looked up in the local store of the folder where the user typed the command.
+        A run id is looked up in the local store of the folder where the user typed the command, then in AzureML.
 
         :raises HimlError: If there is no such checkpoint or it cannot be fetched.
         """
-        from health_ml.checkpoints.fetch import resolve_checkpoint  # fetch imports this module
+        from health_ml.checkpoints.fetch import known_stores, resolve_checkpoint  # fetch imports this module
 
         return resolve_checkpoint(
             self,
             start_directory=self.start_directory,
             project_root=Path(process_environment().get(ENV_PROJECT_ROOT) or self.start_directory),
             download_folder=Path(download_folder),
+            other_stores=known_stores(start_directory=self.start_directory) if self.is_aml_run_id else (),
         )
 
     def __bool__(self) -> bool:

@@ -14,7 +14,7 @@ from health_ml.checkpoints.inspect import (
     verify,
 )
 from health_ml.errors import CheckpointError
-from health_ml.settings import LAST_CHECKPOINT
+from health_ml.settings import CHECKPOINT_FOLDER, FORMER_ATTEMPTS_FOLDER, LAST_CHECKPOINT
 
 _log = logging.getLogger(__name__)
 
@@ -44,6 +44,19 @@ def find_recovery_checkpoint(folder: Path) -> Path | None:
             "start from the beginning.",
         )
     return None
+
+
+def recovery_folder(outputs: Path, *, node_rank: int) -> Path:
+    """Returns the folder in which a restarted run looks for the checkpoint to continue from.
+
+    On the first machine that is the folder that the run writes its checkpoints to. The other machines write none, and
+    what they put into their outputs would be collected in place of the first one's: they have a folder outside.
+
+    :param outputs: The outputs folder of the run.
+    :param node_rank: Number of this machine.
+    """
+    parent = outputs if node_rank == 0 else outputs.parent / FORMER_ATTEMPTS_FOLDER
+    return parent / CHECKPOINT_FOLDER
 
 
 def get_recovery_checkpoint_path(path: Path) -> Path:

@@ -116,7 +116,7 @@ def _mlflow_row(record: Path) -> list[tuple[str, str]]:
         ]
     except (OSError, ValueError, KeyError, TypeError):
         return []
-    if not isinstance(uri, str) or uri in ("", "none"):
+    if not isinstance(uri, str) or uri in ("", "none") or uri.startswith("azureml://"):  # which the studio shows
         return []
     if uri.startswith(("http://", "https://")):
         return [("MLflow", uri)]

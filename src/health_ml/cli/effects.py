@@ -13,7 +13,6 @@ from health_ml.cli.config_file import TRAINER_PREFIX
 from health_ml.cli.trainer_arguments import clashes
 from health_ml.deep_learning_config import OptimizerParams
 from health_ml.environment import RunEnvironment
-from health_ml.errors import PlanError
 from health_ml.experiment_config import JOB_FLAGS, ExperimentConfig, RunnerMode
 
 if TYPE_CHECKING:
@@ -22,6 +21,9 @@ if TYPE_CHECKING:
 
 SNAPSHOT_FLAGS = ("max_snapshot_mb", "allow_secret_files")
 """Flags about the files that travel with a job."""
+
+WORKSPACE_FLAGS = ("auth", "datastore", "workspace_config_path")
+"""Flags about AzureML that a run on this machine heeds if it needs something from there."""
 
 TRAINING_FLAGS = (
     "max_epochs",
@@ -88,30 +90,28 @@ def check_combination(
     :param backend: Where the job is to run, or None to run in this process.
     :raises PlanError: If what is asked for needs a back end that does not exist.
     """
-    if not environment.is_in_azureml:
-        refuse_logging_from_vm(container)
     in_effect = {name for name, value in typed.items() if value is not False}
     return [
         *_evaluation_problems(config, container),
         *_training_problems(config, container, in_effect),
         *_trial_problems(container, in_effect),
-        *_job_problems(config, in_effect, backend, environment=environment),
+        *_job_problems(config, container, in_effect, backend, environment=environment),
         *_place_problems(config, container, backend, environment=environment),
         *_regression_test_problems(container, in_effect),
+        *_logging_problems(container, in_effect, backend, environment=environment),
         *clashes(container.trainer_argument_overrides, typed),
     ]
 
 
-def refuse_logging_from_vm(container: LightningContainer) -> None:
-    """Refuses to log to an AzureML run from elsewhere.
-
-    :raises PlanError: If it was asked for.
-    """
-    if container.log_from_vm:
-        raise PlanError(
-            "--log_from_vm: this version cannot log to an AzureML run from outside AzureML.",
-            "Leave it out; --tracking_uri sends the record to an MLflow server.",
-        )
+def _logging_problems(
+    container: LightningContainer, typed: set[str], backend: type[Backend] | None, *, environment: RunEnvironment
+) -> Iterable[str]:
+    if not container.log_from_vm or environment.is_in_azureml:
+        return
+    if "tracking_uri" in typed:
+        yield "--log_from_vm and --tracking_uri contradict each other: give one of them."
+    if backend is not None and "log_from_vm" in typed:
+        yield "--log_from_vm has no effect with --cluster: it is for a training in this process. Leave it out."
 
 
 def _evaluation_problems(config: ExperimentConfig, container: LightningContainer) -> Iterable[str]:
@@ -158,18 +158,32 @@ def _gpu_hint(idle: list[str]) -> str:
 
 
 def _job_problems(
-    config: ExperimentConfig, typed: set[str], backend: type[Backend] | None, *, environment: RunEnvironment
+    config: ExperimentConfig,
+    container: LightningContainer,
+    typed: set[str],
+    backend: type[Backend] | None,
+    *,
+    environment: RunEnvironment,
 ) -> Iterable[str]:
     if environment.is_in_azureml:
         return
     if backend is None:
-        idle = [name for name in (*sorted(JOB_FLAGS), *SNAPSHOT_FLAGS) if name in typed]
+        in_use = WORKSPACE_FLAGS if _uses_workspace(container) else ()
+        idle = [name for name in (*sorted(JOB_FLAGS), *SNAPSHOT_FLAGS) if name in typed and name not in in_use]
         if idle:
             yield f"{_flags(idle)} no effect on this machine, only in a job that --cluster submits."
         return
-    idle = sorted(JOB_FLAGS.intersection(typed) - backend.job_flags)
+    idle = sorted((JOB_FLAGS - backend.job_flags | backend.idle_flags).intersection(typed))
     if idle:
         yield f"{_flags(idle)} no effect with --cluster={config.cluster}: leave out."
+
+
+def _uses_workspace(container: LightningContainer) -> bool:
+    """True if a run on this machine asks AzureML for something."""
+    has_remote_data = bool(container.azure_datasets and not container.local_datasets)
+    checkpoint = container.src_checkpoint
+    has_remote_checkpoint = checkpoint is not None and checkpoint.is_aml_run_id
+    return has_remote_data or has_remote_checkpoint or container.log_from_vm
 
 
 def _place_problems(
@@ -180,16 +194,18 @@ def _place_problems(
     environment: RunEnvironment,
 ) -> Iterable[str]:
     is_here = not environment.is_in_azureml and (backend is None or backend.is_on_this_machine)
+    is_elsewhere = backend is not None and not is_here and not environment.is_in_azureml
+    checkpoint = container.src_checkpoint
+    if is_elsewhere and checkpoint is not None and checkpoint.is_local_file:
+        yield (
+            f"--src_checkpoint={checkpoint} is a file of this machine, which a job there cannot read: give the id of "
+            "the run that wrote it, or a URL."
+        )
     is_distributed = environment.world_size > 1 or environment.main_address is not None
     if is_here and backend is None and config.num_nodes > 1 and not is_distributed:
         yield (
             f"--num_nodes={config.num_nodes} would wait for ever for other machines: nothing has started this process "
             "on them. Use it with --cluster, under torchrun or MPI, or leave it out."
-        )
-    if is_here and container.azure_datasets and not container.local_datasets:
-        yield (
-            f"The datasets {', '.join(container.azure_datasets)} are in AzureML and cannot be read from here: give "
-            "their folders on this machine as --local_datasets=FOLDER[,FOLDER]."
         )
 
 

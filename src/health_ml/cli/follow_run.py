@@ -28,7 +28,7 @@ INTERRUPTED = frozenset({RunStatus.QUEUED, RunStatus.KILLED, RunStatus.PREEMPTED
 
 CANCEL_SECONDS = 60.0
 _POLL_SECONDS = 0.1
-_STORE_FLAGS = frozenset({"cluster", "workspace_config_path"})
+_STORE_FLAGS = frozenset({"cluster", "workspace_config_path", "auth"})
 
 
 def attach_to_run(command: CommandLine, place: Place, *, write: Write) -> int:
@@ -195,7 +195,7 @@ def _handle(run_id: str, flags: StoreFlags, place: Place) -> RunHandle:
                 f"Press Ctrl-C there to end it; himl-runner --status={run_id} shows how it stands.",
             )
     name = parse_cluster(flags.config.cluster or "local")
-    context = BackendContext(name.target, place.project_root, flags.output_to, flags.config)
+    context = BackendContext(name.target, place.project_root, flags.output_to, flags.config, place.start_directory)
     return load_backend(name.backend).create(context).attach(run_id)
 
 

@@ -14,8 +14,18 @@ from health_ml.cli.job_arguments import Travels, job_arguments, nothing_travels
 from health_ml.cli.parse import ParsedCommand
 from health_ml.cli.tokens import tokenize
 from health_ml.errors import PlanError
+from health_ml.planning.datasets import parse_datasets
 from health_ml.planning.duration import parse_duration
-from health_ml.planning.plan import JobPlan, PlannedDataset, PlannedLimits, PlannedTrials, Provenance, pairs_of
+from health_ml.planning.plan import (
+    JobPlan,
+    PlannedCompute,
+    PlannedDataset,
+    PlannedLimits,
+    PlannedSoftware,
+    PlannedTrials,
+    Provenance,
+    pairs_of,
+)
 from health_ml.planning.provenance import GitState
 from health_ml.planning.secrets import mask_arguments
 from health_ml.planning.snapshot import Snapshot
@@ -32,6 +42,8 @@ def plan_job(
     environ: Mapping[str, str],
     snapshot: Snapshot | None = None,
     git_state: GitState | None = None,
+    software: PlannedSoftware | None = None,
+    compute: PlannedCompute | None = None,
 ) -> JobPlan:
     """Returns the plan of what a command line asks for.
 
@@ -40,7 +52,10 @@ def plan_job(
     :param environ: The environment variables of this process.
     :param snapshot: The files that travel; None if the plan runs in the user's own folder.
     :param git_state: The state of the code, or None outside a repository.
+    :param software: What the job needs besides its code; None: what is installed where it runs.
+    :param compute: What it asks of the cluster; None: nothing.
     :raises PlanError: If a value of the command line cannot be handed to a job.
+    :raises DatasetError: If the name of a dataset cannot be read.
     """
     config, container = parsed.experiment_config, parsed.container
     max_run_seconds = _max_run_seconds(config.max_run_duration)
@@ -59,7 +74,12 @@ def plan_job(
         seed=container.get_effective_random_seed(),
         datasets=_datasets(container, is_mounted=config.mount_in_azureml),
         environment_variables=pairs_of(container.get_additional_environment_variables()),
-        conda_env=str(config.conda_env or ""),
+        output_datasets=tuple(
+            PlannedDataset(data.text, is_mounted=data.is_mounted is not False, datastore=container.datastore)
+            for data in parse_datasets(container.output_datasets)
+        ),
+        software=software or PlannedSoftware(),
+        compute=compute or PlannedCompute(),
         num_nodes=config.num_nodes,
         limits=PlannedLimits(max_run_seconds, config.docker_shm_size),
         tags=pairs_of(
@@ -131,7 +151,15 @@ def _without_planning(argv: Sequence[str]) -> list[str]:
 
 
 def _datasets(container: LightningContainer, *, is_mounted: bool) -> tuple[PlannedDataset, ...]:
-    pairs = zip_longest(container.azure_datasets, container.local_datasets)
+    references = parse_datasets(container.azure_datasets)
+    rows = zip_longest(references, container.local_datasets, container.dataset_mountpoints)
     return tuple(
-        PlannedDataset(name or "", str(folder) if folder else "", is_mounted and bool(name)) for name, folder in pairs
+        PlannedDataset(
+            reference.text if reference else "",
+            str(folder) if folder else "",
+            is_mounted=bool(reference) and (is_mounted if reference.is_mounted is None else reference.is_mounted),
+            mountpoint=str(mountpoint) if mountpoint else "",
+            datastore=container.datastore if reference else "",
+        )
+        for reference, folder, mountpoint in rows
     )

@@ -39,7 +39,7 @@ def find_search_space(
     :param start_directory: Where the command was typed.
     :raises PlanError: With everything that is wrong with the search.
     """
-    if environment.fan_out_folder is not None:
+    if environment.is_trial:
         return None
     known = {*container_parameters(container), *_trainer_arguments()}
     options = FanOutOptions(

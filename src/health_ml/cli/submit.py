@@ -11,15 +11,20 @@ from typing import TYPE_CHECKING
 
 from health_ml.backends.base import Backend, BackendContext, Request, RunHandle
 from health_ml.backends.registry import load_backend, parse_cluster
+from health_ml.cli.job_needs import named_software, read_compute, read_software
 from health_ml.cli.parse import ParsedCommand
-from health_ml.cli.planner import plan_job, travelling_state
+from health_ml.cli.planner import plan_job, travelling_state, travels_with
 from health_ml.environment import Place, process_environment
 from health_ml.errors import EXIT_USAGE, PlanError, SnapshotError, exiting_with
 from health_ml.planning.plan import JobPlan
 from health_ml.planning.provenance import GitState, read_git_state
 from health_ml.planning.secret_files import check_secret_files
-from health_ml.planning.snapshot import hash_cache_folder, snapshot_store_folder, take_snapshot, user_cache_folder
-from health_ml.planning.snapshot_store import SnapshotStore
+from health_ml.planning.snapshot import (
+    Snapshot,
+    hash_cache_folder,
+    take_snapshot,
+    user_cache_folder,
+)
 from health_ml.records.encoding import encode_value
 from health_ml.settings import MLFLOW_DATABASE, MLFLOW_DATABASE_LOCK, OUTPUTS_FOLDER
 
@@ -140,6 +145,22 @@ def check_clean(state: GitState | None, place: Place) -> None:
         )
 
 
+def check_travelling(regression_test_folder: Path | None, snapshot: Snapshot, folder: Path) -> None:
+    """Raises an error unless the expected results are among the files that travel.
+
+    :raises SnapshotError: If they are elsewhere, or left out.
+    """
+    path = regression_test_folder
+    if path is None:
+        return
+    absolute = folder / path
+    if not absolute.is_relative_to(folder) or not travels_with(snapshot, folder)(absolute.relative_to(folder)):
+        raise SnapshotError(
+            f"--regression_test_folder={path} does not travel with the job.",
+            f"Put it below {folder}; --list_snapshot shows what travels, and which rule leaves it out.",
+        )
+
+
 def submitted_text(handle: RunHandle, backend: Backend, *, output_to: Path | None) -> str:
     """Returns what the user has to know about a job that was just submitted."""
     store = _store_flag(output_to)
@@ -183,7 +204,8 @@ def _backend(parsed: ParsedCommand, place: Place) -> Backend:
         from health_ml.backends.checks import check_before_start  # imports Lightning, as the model does
 
         check_before_start(config, container, start_directory=place.start_directory, project_root=place.project_root)
-    return backend_class.create(BackendContext(name.target, place.project_root, container.output_to, config))
+    context = BackendContext(name.target, place.project_root, container.output_to, config, place.start_directory)
+    return backend_class.create(context)
 
 
 def _plan_with_snapshot(
@@ -194,6 +216,11 @@ def _plan_with_snapshot(
     environ = process_environment()
     folder = place.start_directory
     git_state = _git_state(parsed, place)
+    software = (
+        read_software(config, start_directory=folder, cache_folder=hash_cache_folder(environ))
+        if backend.needs_software
+        else named_software(config)
+    )
     snapshot = take_snapshot(
         folder,
         cache_folder=hash_cache_folder(environ),
@@ -201,12 +228,22 @@ def _plan_with_snapshot(
         extra_patterns=own_folders(folder, parsed.container.output_to, user_cache_folder(environ)),
     )
     check_secret_files(folder, snapshot.files, allowed=config.allow_secret_files)
+    if not backend.is_on_this_machine:
+        check_travelling(parsed.container.regression_test_folder, snapshot, folder)
     if git_state is not None:
         git_state = travelling_state(git_state, snapshot, folder)
-    plan = plan_job(parsed, start_directory=folder, environ=environ, snapshot=snapshot, git_state=git_state)
+    plan = plan_job(
+        parsed,
+        start_directory=folder,
+        environ=environ,
+        snapshot=snapshot,
+        git_state=git_state,
+        software=software,
+        compute=read_compute(config),
+    )
     backend.render(plan)  # what the back end cannot do is said before anything is copied
     if is_stored:
-        SnapshotStore(snapshot_store_folder(environ)).store(snapshot, folder)
+        backend.keep_code(snapshot, folder)
     return plan, git_state
 
 

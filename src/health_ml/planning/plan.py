@@ -27,14 +27,19 @@ def pairs_of(mapping: Mapping[str, str]) -> Pairs:
 class PlannedDataset:
     """A folder of data that a job reads.
 
-    :param name: Name of the dataset in AzureML, or "" for a local folder only.
+    :param name: The dataset in AzureML as :func:`~health_ml.planning.datasets.parse_dataset` reads it, or "" for a
+        local folder only.
     :param local_folder: Path of its folder on this machine, or "".
     :param is_mounted: True to mount it in AzureML, False to download it before the job starts.
+    :param mountpoint: Where it is inside the job, or "" for anywhere.
+    :param datastore: Datastore with the folder that it is made from if it does not exist yet, or "".
     """
 
     name: str = ""
     local_folder: str = ""
     is_mounted: bool = False
+    mountpoint: str = ""
+    datastore: str = ""
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,50 @@ class PlannedLimits:
 
     max_run_seconds: float | None = None
     shared_memory: str = ""
+
+
+@dataclass(frozen=True)
+class PlannedSoftware:
+    """What a job needs besides its code.
+
+    :param conda_env: Path of the Conda environment file on this machine, or "".
+    :param conda_file: Its text: the file may have changed when somebody looks, and exists on one machine only.
+    :param base_image: Docker image below it, or "" for the back end's own.
+    :param environment: An environment that the back end has, instead of a file, or "".
+    :param build_context: Folder with a Dockerfile, instead of a file, or "".
+    :param build_context_hash: Content hash of that folder, or "".
+    :param runner_version: The version of himl-runner that submits the job and has to run it.
+    :param runner_requirements: The distributions that this version needs, as pip writes them.
+    """
+
+    conda_env: str = ""
+    conda_file: str = ""
+    base_image: str = ""
+    environment: str = ""
+    build_context: str = ""
+    build_context_hash: str = ""
+    runner_version: str = ""
+    runner_requirements: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class PlannedCompute:
+    """What a job asks of the cluster besides nodes, time and memory.
+
+    :param instance_type: Type of machine, or "".
+    :param job_tier: How the job is served, or "".
+    :param priority: ``low``, ``medium`` or ``high``, or "".
+    :param services: Programs with which a person looks into the running job.
+    :param ssh_public_key: Text of the key of who may sign in to its nodes, or "".
+    :param has_user_identity: True to read data as the user who submitted the job.
+    """
+
+    instance_type: str = ""
+    job_tier: str = ""
+    priority: str = ""
+    services: tuple[str, ...] = ()
+    ssh_public_key: str = ""
+    has_user_identity: bool = False
 
 
 @dataclass(frozen=True)
@@ -106,8 +155,10 @@ class JobPlan:
     :param display_name: Name of the run for people, or "".
     :param seed: The random seed, or None if the container has none.
     :param datasets: Data that the job reads, in the order in which the model sees it.
+    :param output_datasets: Data that the job writes.
     :param environment_variables: Environment variables of the job; make it with :func:`pairs_of`.
-    :param conda_env: Path of the Conda environment file, or "".
+    :param software: What the job needs besides its code.
+    :param compute: What it asks of the cluster besides nodes, time and memory.
     :param num_nodes: Number of machines.
     :param limits: Time and memory.
     :param tags: Tags of the run; make it with :func:`pairs_of`.
@@ -123,8 +174,10 @@ class JobPlan:
     display_name: str = ""
     seed: int | None = None
     datasets: tuple[PlannedDataset, ...] = ()
+    output_datasets: tuple[PlannedDataset, ...] = ()
     environment_variables: Pairs = ()
-    conda_env: str = ""
+    software: PlannedSoftware = field(default_factory=PlannedSoftware)
+    compute: PlannedCompute = field(default_factory=PlannedCompute)
     num_nodes: int = 1
     limits: PlannedLimits = field(default_factory=PlannedLimits)
     tags: Pairs = ()
@@ -154,14 +207,15 @@ class JobPlan:
             **{item.name: getattr(self, item.name) for item in fields(self)},
             "argv": list(self.argv),
             "datasets": [asdict(dataset) for dataset in self.datasets],
+            "output_datasets": [asdict(dataset) for dataset in self.output_datasets],
             "environment_variables": dict(self.environment_variables),
+            "software": _with_lists(self.software),
+            "compute": _with_lists(self.compute),
             "limits": asdict(self.limits),
             "tags": dict(self.tags),
             "search_space": self.search_space.to_json() if self.search_space else None,
             "trials": asdict(self.trials),
-            "provenance": {**asdict(self.provenance), "untracked": list(self.provenance.untracked)}
-            if self.provenance
-            else None,
+            "provenance": _with_lists(self.provenance) if self.provenance else None,
         }
 
     @classmethod
@@ -183,12 +237,15 @@ class JobPlan:
             return cls(
                 argv=_texts(entries.pop("argv")),
                 datasets=tuple(PlannedDataset(**dataset) for dataset in entries.pop("datasets")),
+                output_datasets=tuple(PlannedDataset(**dataset) for dataset in entries.pop("output_datasets")),
+                software=PlannedSoftware(**_with_tuples(entries.pop("software"))),
+                compute=PlannedCompute(**_with_tuples(entries.pop("compute"))),
                 environment_variables=pairs_of(entries.pop("environment_variables")),
                 limits=PlannedLimits(**entries.pop("limits")),
                 tags=pairs_of(entries.pop("tags")),
                 trials=PlannedTrials(**entries.pop("trials")),
                 search_space=SearchSpace.from_json(search_space) if search_space is not None else None,
-                provenance=_provenance(provenance) if provenance is not None else None,
+                provenance=Provenance(**_with_tuples(provenance)) if provenance is not None else None,
                 **entries,
             )
         except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -214,5 +271,9 @@ def _texts(values: Any) -> tuple[str, ...]:
     return tuple(values)
 
 
-def _provenance(values: Mapping[str, Any]) -> Provenance:
-    return Provenance(**{**values, "untracked": _texts(values["untracked"])})
+def _with_lists(part: PlannedSoftware | PlannedCompute | Provenance) -> dict[str, Any]:
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(part).items()}
+
+
+def _with_tuples(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: _texts(value) if isinstance(value, list) else value for name, value in values.items()}

@@ -20,15 +20,18 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import health_ml
-from health_ml.environment import environment_variables, process_environment
+from health_ml.environment import RunEnvironment, environment_variables, process_environment
 from health_ml.planning.fan_out_folder import FanOutFolder
 from health_ml.planning.secrets import mask_text
 from health_ml.records.mirror_state import MirrorProgress, MirrorSettings, MirrorState, catch_up_hint, mirror_lock
 from health_ml.records.tracking import NO_TRACKING, resolve_tracking_uri, split_credentials
 from health_ml.settings import ENV_MLFLOW_TRACKING_URI, RECORD_MIRROR_DOCUMENT, RECORD_MIRROR_LOG_FILE
+
+if TYPE_CHECKING:
+    from health_ml.records.mirror_loop import Patience
 
 logger = logging.getLogger(__name__)
 
@@ -317,6 +320,13 @@ class _Waiter:
         self._is_open = not (readable and os.read(sys.stdin.fileno(), 64) == b"")
 
 
+def _patience() -> Patience | None:
+    """Returns how long to wait for a server at the end of the run, None for the default."""
+    from health_ml.records.mirror_loop import IN_JOB
+
+    return IN_JOB if RunEnvironment.from_env(process_environment()).is_in_azureml else None
+
+
 def mirror_until_end(record_folder: Path, settings: MirrorSettings) -> None:
     """Mirrors a record until its run has ended. While another mirror is at work, waits for that one to end."""
     from health_ml.records.fan_out_mirror import FanOutMirror
@@ -330,7 +340,7 @@ def mirror_until_end(record_folder: Path, settings: MirrorSettings) -> None:
                 loop = (
                     FanOutMirror(fan_out, settings, wait=wait)
                     if fan_out.exists
-                    else MirrorLoop(record_folder, settings, wait=wait)
+                    else MirrorLoop(record_folder, settings, wait=wait, patience=_patience())
                 )
                 signal.signal(signal.SIGTERM, loop.request_stop)
                 loop.run()

@@ -47,6 +47,10 @@ class Patience:
     stop_seconds: float = 20.0
 
 
+IN_JOB = Patience(unreachable_seconds=150.0)
+"""In a job of somebody else's machines: what is missing when the job ends cannot be carried over from its disk."""
+
+
 class MirrorLoop:
     """Mirrors one record. Only one may be at work per record: hold the lock.
 

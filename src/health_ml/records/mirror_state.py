@@ -15,7 +15,7 @@ from typing import Any
 
 from health_ml.planning.secrets import mask_text
 from health_ml.records.reader import read_document
-from health_ml.settings import RECORD_MIRROR_DOCUMENT, RECORD_MIRROR_LOCK_FILE
+from health_ml.settings import OUTPUTS_FOLDER, RECORD_MIRROR_DOCUMENT, RECORD_MIRROR_LOCK_FILE
 
 
 @dataclass(frozen=True)
@@ -100,9 +100,29 @@ class MirrorProgress:
         )
 
 
+def continue_on_other_disk(record_folder: Path) -> None:
+    """Makes ``mirror.json`` fit the files beside it after a record was copied here while it was still growing.
+
+    The files were copied one after the other, so the mirror may be further than they are. The TensorBoard event file
+    was not copied at all: a new one is written from the beginning.
+    """
+    progress = MirrorProgress.load(record_folder)
+    progress.positions = {
+        name: min(position, _size(record_folder / name)) for name, position in progress.positions.items()
+    }
+    progress.event_file = {}
+    progress.save(record_folder)
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
+
+
 def catch_up_hint(record_folder: Path) -> str:
     """Returns what the user can do about a mirror that lacks something, in whatever folder that is typed."""
     run = record_folder.absolute().parent
+    if run.name == OUTPUTS_FOLDER:  # in a job, whose disk goes away
+        return "Catch up with: download its outputs to FOLDER, and himl-runner --sync=outputs --output_to=FOLDER"
     return f"Catch up with: himl-runner --sync={shlex.quote(run.name)} --output_to={shlex.quote(str(run.parent))}"
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import unquote
 
-from health_ml.environment import working_directory
+from health_ml.environment import process_environment, working_directory
 from health_ml.errors import HimlError, RunNotFoundError
 
 if TYPE_CHECKING:
@@ -43,6 +43,26 @@ OLD_SERVER_LENGTH = 250
 
 MAX_REFUSED = 20
 """Values of one batch that a server may refuse before the run as a whole counts as refused."""
+
+AZUREML_SCHEME = "azureml://"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a store takes.
+
+    :param metrics: Values of metrics in one request.
+    :param tag_length: Characters of the value of a tag.
+    :param tag_name_length: Characters of its name.
+    """
+
+    metrics: int = MAX_METRICS
+    tag_length: int = MAX_TAG_LENGTH
+    tag_name_length: int = MAX_NAME_LENGTH
+
+
+AZUREML_LIMITS = Limits(metrics=250, tag_length=1000, tag_name_length=100)
+"""Azure's page on service limits: metric rows per batch uploaded, length of tag key and of tag value."""
 
 RUN_ID_TAG = "himl.run_id"
 _SQLITE = "sqlite:///"
@@ -94,6 +114,11 @@ def database_path(tracking_uri: str) -> Path | None:
     return Path(unquote(tracking_uri[len(_SQLITE) :].partition("?")[0]))
 
 
+def is_azureml(tracking_uri: str) -> bool:
+    """Returns True for the store of an AzureML workspace."""
+    return tracking_uri.startswith(AZUREML_SCHEME)
+
+
 def load_client() -> None:
     """Imports what the mirror needs, which takes some seconds."""
     names = ("mlflow", "mlflow.entities", "mlflow.store.tracking.sqlalchemy_store", "health_ml.records.fan_out_mirror")
@@ -109,6 +134,10 @@ def open_client(tracking_uri: str) -> MlflowClient:
     """
     from mlflow import MlflowClient
 
+    if is_azureml(tracking_uri):
+        from health_ml.azure.tracking import sign_in_for_mlflow  # loads what only this store needs
+
+        sign_in_for_mlflow(tracking_uri, process_environment())
     database = database_path(tracking_uri)
     if database is None:
         return MlflowClient(tracking_uri)
@@ -155,21 +184,19 @@ def file_lock(path: Path) -> Iterator[None]:
         yield
 
 
-def clean_name(name: str) -> str:
+def clean_name(name: str, length: int = MAX_NAME_LENGTH) -> str:
     """Returns the name with what MLflow refuses replaced, and shortened with a hash if it is too long."""
     cleaned = posixpath.normpath(_FORBIDDEN_IN_NAME.sub("_", name).strip("/ ") or "_")
     cleaned = cleaned.replace("../", "__/") if cleaned.startswith("..") else cleaned
     cleaned = "_" if cleaned in (".", "..") else cleaned
-    return shortened(cleaned, MAX_NAME_LENGTH)
+    return shortened(cleaned, length, note="_")
 
 
-def shortened(text: str, length: int) -> str:
+def shortened(text: str, length: int, *, note: str = "… sha256 ") -> str:
     """Returns the text, cut to the length with a hash of the whole at the end if it is longer."""
     if len(text) <= length:
         return text
-    note = f"… sha256 {hashlib.sha256(text.encode(errors='replace')).hexdigest()[:16]}"
-    if length == MAX_NAME_LENGTH:
-        note = note.replace("… sha256 ", "_")
+    note += hashlib.sha256(text.encode(errors="replace")).hexdigest()[:16]
     return text[: length - len(note)] + note
 
 
@@ -194,6 +221,7 @@ class MlflowRun:
     def __init__(self, client: MlflowClient, run_id: str) -> None:
         self.client = client
         self.run_id = run_id
+        self.limits = AZUREML_LIMITS if is_azureml(client.tracking_uri) else Limits()
         self.dropped: list[str] = []
         self._params: dict[str, str] | None = None
 
@@ -233,7 +261,7 @@ class MlflowRun:
 
         known = self._known_points({point.name for point in points}) if is_uncertain else set()
         missing = [point for point in points if _fingerprint(point) not in known]
-        for batch in _batches(missing, MAX_METRICS):
+        for batch in _batches(missing, self.limits.metrics):
             metrics = [Metric(point.name, point.value, point.timestamp, point.step) for point in batch]
             self._send(metrics, lambda items: self.client.log_batch(self.run_id, metrics=items, synchronous=True))
 
@@ -263,7 +291,10 @@ class MlflowRun:
         from mlflow.entities import RunTag
 
         flat = flatten(tags)
-        items = [RunTag(clean_name(name), shortened(text, MAX_TAG_LENGTH)) for name, text in flat.items()]
+        items = [
+            RunTag(clean_name(name, self.limits.tag_name_length), shortened(text, self.limits.tag_length))
+            for name, text in flat.items()
+        ]
         for batch in _batches(items, MAX_PARAMS_OR_TAGS):
             self._send(batch, lambda some: self.client.log_batch(self.run_id, tags=some, synchronous=True))
 

@@ -13,7 +13,7 @@ from health_ml.environment import process_environment
 from health_ml.planning.fan_out_folder import FanOutFolder
 from health_ml.records.lines import CHUNK_BYTES, Line, read_lines
 from health_ml.records.mirror_state import MirrorProgress, MirrorSettings
-from health_ml.records.mlflow_store import MlflowRun, Point, clean_name, database_path, open_client
+from health_ml.records.mlflow_store import MlflowRun, Point, clean_name, database_path, is_azureml, open_client
 from health_ml.records.reader import MetricsRow, StatusView, parse_metrics, read_document
 from health_ml.records.record import RunStatus
 from health_ml.records.tensorboard_writer import ScalarWriter
@@ -33,6 +33,10 @@ logger = logging.getLogger(__name__)
 _ENV_MLFLOW_RUN_ID = "MLFLOW_RUN_ID"
 _PARENT_TAG = "mlflow.parentRunId"
 _POINTS_PER_BATCH = 1000
+PARAMETER_METRICS = "hyperparameters"
+"""Metrics with this prefix are parameters."""
+MAX_NUMERIC_PARAMETERS = 20
+"""AzureML promises to take 50 names of metrics for a run."""
 _MLFLOW_STATUS = {
     RunStatus.QUEUED: "SCHEDULED",
     RunStatus.RUNNING: "RUNNING",
@@ -168,11 +172,19 @@ class MlflowSink:
         if not changed:
             return
         run.log_tags(document_tags(self._folder))
+        if is_azureml(self._settings.tracking_uri) and f"{RECORD_CONFIG_DOCUMENT}.json" in changed:
+            run.log_points(numeric_parameters(self._folder), is_uncertain=True)
         for name, version in changed.items():
-            if database_path(self._settings.tracking_uri) is None:
+            if self._keeps_artifacts:
                 self._push_artifact(run, self._folder / name)
             self._progress.documents[name] = version
         save()
+
+    @property
+    def _keeps_artifacts(self) -> bool:
+        """True unless the record lies beside the store, or in a job whose outputs the service collects anyway."""
+        is_in_job = is_azureml(self._settings.tracking_uri) and not self._is_ours
+        return database_path(self._settings.tracking_uri) is None and not is_in_job
 
     def _push_artifact(self, run: MlflowRun, path: Path) -> None:
         """Uploads a file. Where artifacts cannot be stored, metrics still can: that is no reason to stop."""
@@ -248,6 +260,27 @@ def document_tags(record_folder: Path) -> dict[str, str]:
         "himl.git_dirty": git.get("is_dirty"),
     }
     return {name: str(value) for name, value in tags.items() if value is not None}
+
+
+def numeric_parameters(record_folder: Path) -> list[Point]:
+    """Returns the numbers that somebody has chosen for this run, and its seed, as values of metrics.
+
+    AzureML and MLflow compare parameters as texts only; runs with a rate below 0.01 are found by a metric.
+    """
+    run = read_document(record_folder / f"{RECORD_RUN_DOCUMENT}.json")
+    config = read_document(record_folder / f"{RECORD_CONFIG_DOCUMENT}.json")
+    values = dict(run.get("seeds") or {})
+    values.update({name: entry.get("value") for name, entry in config.items() if entry.get("source") != "default"})
+    numbers = {
+        name: float(value)
+        for name, value in values.items()
+        if isinstance(value, (int, float)) and not isinstance(value, bool)
+    }
+    timestamp = int(float(run.get("created") or 0) * 1000)
+    return [
+        Point(clean_name(f"{PARAMETER_METRICS}/{name}"), value, timestamp, 0)
+        for name, value in sorted(numbers.items())[:MAX_NUMERIC_PARAMETERS]
+    ]
 
 
 def _batches_of_points(lines: list[Line]) -> Iterator[tuple[list[Point], int]]:

@@ -18,6 +18,7 @@ from health_ml.records.record import RunRecord
 from health_ml.training.result import RunOutcome
 from health_ml.training.seeds import seed_all
 from health_ml.training.signals import SignalGuard
+from health_ml.training.stores import stores_for
 from health_ml.training.trainer import create_lightning_trainer
 from health_ml.training.user_code import explained_refusal, user_code
 from health_ml.training.weights import examine_checkpoint, explained_loading, is_trusted
@@ -201,6 +202,7 @@ class RunnerBase:
             project_root=self.project_root,
             download_folder=self.container.outputs_folder,
             output_to=self.container.output_to,
+            other_stores=stores_for(parser, self.experiment_config, self.start_directory),
         )
         return path.absolute()
 

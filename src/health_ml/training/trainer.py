@@ -72,6 +72,7 @@ def create_lightning_trainer(
         "enable_model_summary": not is_inference,
         **given,
     }
+    _start_local_ranks(arguments, environment)
     arguments["logger"] = _loggers(container, extra_loggers, storing_logger, record=record)
     arguments["profiler"] = create_profiler(container, given.get("profiler"))
     arguments["callbacks"] = _callbacks(
@@ -136,6 +137,19 @@ def _devices(
         "precision": choose_precision(container, devices),
         "sync_batchnorm": _has_synchronised_batch_norm(container, devices),
     }
+
+
+def _start_local_ranks(arguments: dict[str, Any], environment: RunEnvironment) -> None:
+    """Lets Lightning start the processes of this machine in an AzureML job, unless the user has another plan.
+
+    Left to itself, it would take the MPI with which AzureML has started one process on each machine for its own.
+    """
+    from lightning_fabric.plugins import ClusterEnvironment
+    from lightning_fabric.plugins.environments.lightning import LightningEnvironment
+
+    plugins = _as_list(arguments.get("plugins"))
+    if environment.is_in_azureml and not any(isinstance(plugin, ClusterEnvironment) for plugin in plugins):
+        arguments["plugins"] = [*plugins, LightningEnvironment()]
 
 
 def _has_synchronised_batch_norm(container: LightningContainer, devices: Devices) -> bool:

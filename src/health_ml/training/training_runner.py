@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from health_ml.checkpoints.recovery import find_recovery_checkpoint
+from health_ml.checkpoints.recovery import find_recovery_checkpoint, recovery_folder
 from health_ml.environment import restored_environment, working_directory
 from health_ml.errors import ArgumentsError, CheckpointError, ContainerError
 from health_ml.settings import LAST_CHECKPOINT
@@ -160,7 +160,8 @@ class TrainingRunner(RunnerBase):
         if self.container.run_inference_only:
             return None
         if self._may_have_been_restarted:
-            recovered = find_recovery_checkpoint(self.container.checkpoint_folder)
+            outputs, node = self.container.outputs_folder, self.environment.node_rank
+            recovered = find_recovery_checkpoint(recovery_folder(outputs, node_rank=node))
             if recovered is not None:
                 return examine_checkpoint(recovered, is_trusted=True)
         if not self.container.resume_training:

@@ -11,7 +11,16 @@ from tests.helpers.git_reference import git
 from health_ml.errors import PlanError
 from health_ml.planning.duration import parse_duration
 from health_ml.planning.fan_out import FanOutOptions, build_search_space
-from health_ml.planning.plan import JobPlan, PlannedDataset, PlannedLimits, PlannedTrials, Provenance, pairs_of
+from health_ml.planning.plan import (
+    JobPlan,
+    PlannedCompute,
+    PlannedDataset,
+    PlannedLimits,
+    PlannedSoftware,
+    PlannedTrials,
+    Provenance,
+    pairs_of,
+)
 from health_ml.planning.provenance import read_git_state
 
 
@@ -25,7 +34,9 @@ def full_plan() -> JobPlan:
         seed=42,
         datasets=(PlannedDataset("images", "/data/images", is_mounted=True), PlannedDataset(local_folder="/data")),
         environment_variables=pairs_of({"B": "2", "A": "1"}),
-        conda_env="environment.yml",
+        output_datasets=(PlannedDataset("results", is_mounted=True),),
+        software=PlannedSoftware("environment.yml", "dependencies: []", "image", runner_requirements=("torch",)),
+        compute=PlannedCompute("Standard_NC6", "spot", "high", ("jupyter", "ssh"), "ssh-rsa A", True),
         num_nodes=2,
         limits=PlannedLimits(5400.5, "400g"),
         tags=pairs_of({"tag": "x"}),
@@ -55,7 +66,7 @@ def test_json_and_back_is_equal(plan: JobPlan) -> None:
 
 
 def test_hash_is_the_same_everywhere() -> None:
-    assert JobPlan("M", ("--a",)).plan_hash == "a38170964647833cb889d7f74fa7e838ec9b36292500a310a23362eff9b028f2"
+    assert JobPlan("M", ("--a",)).plan_hash == "2fee1eb49c0bdf13c51c948c79cad66151537f7be7205cc37d49a90c5930a1d8"
 
 
 def test_equal_plans_have_equal_hashes() -> None:
@@ -75,7 +86,9 @@ def test_every_field_changes_the_hash() -> None:
         "seed": 0,
         "datasets": (),
         "environment_variables": (),
-        "conda_env": "",
+        "output_datasets": (),
+        "software": PlannedSoftware(),
+        "compute": PlannedCompute(),
         "num_nodes": 1,
         "limits": PlannedLimits(),
         "tags": (),

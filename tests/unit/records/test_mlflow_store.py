@@ -3,7 +3,9 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
@@ -163,3 +165,29 @@ def test_more_points_than_a_batch_takes(store: str) -> None:
     run = new_run(store)
     run.log_points([Point("a", 1.0, 5, step) for step in range(2500)], is_uncertain=False)
     assert len(run.client.get_metric_history(run.run_id, "a")) == 2500
+
+
+class Recorder:
+    """A client that keeps what it is asked to store."""
+
+    def __init__(self, tracking_uri: str) -> None:
+        self.tracking_uri = tracking_uri
+        self.metrics: list[int] = []
+        self.tags: dict[str, str] = {}
+
+    def log_batch(self, run_id: str, *, metrics: Sequence[Any] = (), tags: Sequence[Any] = (), **_: Any) -> None:
+        self.metrics += [len(metrics)] if metrics else []
+        self.tags |= {tag.key: tag.value for tag in tags}
+
+
+def test_requests_to_azureml_stay_within_its_limits() -> None:
+    points = [Point("loss", 1.0, 0, step) for step in range(600)]
+    azureml, other = Recorder("azureml://host/path"), Recorder("https://host")
+    for client in (azureml, other):
+        run = MlflowRun(cast(Any, client), "run")
+        run.log_points(points, is_uncertain=False)
+        run.log_tags({"n" * 200: "v" * 5000})
+    assert azureml.metrics == [250, 250, 100]
+    assert other.metrics == [600]
+    assert [(len(name), len(value)) for name, value in azureml.tags.items()] == [(100, 1000)]
+    assert [(len(name), len(value)) for name, value in other.tags.items()] == [(200, 5000)]

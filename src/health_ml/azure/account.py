@@ -1,0 +1,39 @@
+"""A workspace of AzureML and who uses it: what every question to it needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from health_ml.azure.auth import CachingCredential, get_credential
+from health_ml.azure.client import WorkspaceName, azure_errors, connect
+
+if TYPE_CHECKING:
+    from azure.ai.ml import MLClient
+
+
+class AzureMLAccount:
+    """A workspace and who uses it. Nobody signs in before something is asked for.
+
+    :param workspace: The workspace.
+    :param environ: The environment variables of this process.
+    :param auth: The only way to sign in; None: any.
+    """
+
+    def __init__(self, workspace: WorkspaceName, *, environ: Mapping[str, str], auth: str | None = None) -> None:
+        self.workspace = workspace
+        self._environ = environ
+        self.credential: CachingCredential = get_credential(environ=environ, auth=auth)
+
+    @cached_property
+    def client(self) -> MLClient:
+        """The client of the SDK."""
+        return connect(self.workspace, environ=self._environ, credential=self.credential)
+
+    @contextmanager
+    def errors(self, doing: str) -> Iterator[None]:
+        """Turns the errors of the SDK into ours."""
+        with azure_errors(doing, self.workspace, credential=self.credential):
+            yield

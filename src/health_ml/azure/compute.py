@@ -1,0 +1,63 @@
+"""The cluster that a job is to run on: checked before anything is uploaded, because the service checks it last."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from health_ml.errors import PlanError, did_you_mean
+
+if TYPE_CHECKING:
+    from azure.ai.ml import MLClient
+
+    from health_ml.planning.plan import JobPlan
+
+SERVERLESS = "serverless"
+"""Instead of a cluster: machines that AzureML provides for one job."""
+KUBERNETES = "kubernetes"
+CLUSTER = "amlcompute"
+INSTANCE = "computeinstance"
+
+
+def check_compute(client: MLClient, name: str, plan: JobPlan) -> None:
+    """Raises an error if a plan cannot run on a cluster.
+
+    :raises PlanError: If there is no such cluster, it is too small, or does not heed what the plan asks for.
+    """
+    if name == SERVERLESS:
+        return
+    compute = _find(client, name)
+    kind = str(compute.type or "").lower()
+    problems = [f"--{flag} has no effect on {name}: leave it out." for flag in _idle_flags(kind, plan)]
+    most = getattr(compute, "max_instances", None) if kind == CLUSTER else 1 if kind == INSTANCE else None
+    if most is not None and plan.num_nodes > most:
+        problems.append(f"--num_nodes={plan.num_nodes}: {name} has at most {most}.")
+    if str(compute.provisioning_state or "Succeeded") in ("Failed", "Deleting", "Canceled"):
+        problems.append(f"{name} cannot be used: its state is {compute.provisioning_state}.")
+    if problems:
+        what = f"{name} ({compute.type}{f', {compute.size}' if getattr(compute, 'size', None) else ''})"
+        raise PlanError(f"The job cannot run on {what}: {' '.join(problems)}", "Change these options.")
+
+
+def _idle_flags(kind: str, plan: JobPlan) -> list[str]:
+    """Returns the flags that a kind of compute does not heed."""
+    asked = {
+        "instance_type": bool(plan.compute.instance_type) and kind != KUBERNETES,
+        "job_tier": bool(plan.compute.job_tier),
+        "priority": bool(plan.compute.priority),
+    }
+    return [name for name, is_idle in asked.items() if is_idle]
+
+
+def _find(client: MLClient, name: str) -> Any:
+    from azure.core.exceptions import ResourceNotFoundError
+
+    try:
+        return client.compute.get(name)
+    except ResourceNotFoundError as error:
+        if f"workspaces/{client.workspace_name}'" in str(error) or "group" in str(error).lower().split("compute")[0]:
+            raise
+        known = sorted(str(compute.name) for compute in client.compute.list())
+        raise PlanError(
+            f"The workspace {client.workspace_name} has no compute cluster {name!r}.",
+            f"{did_you_mean(name, known)} It has {', '.join(known) or 'none: make one in the studio'}.".strip(),
+        ) from error

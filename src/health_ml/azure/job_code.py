@@ -1,0 +1,188 @@
+"""The code of a job as it travels to AzureML: the user's files, the runner's source, and what starts them.
+
+Files keep their names, so that the studio can show them. Only where there are very many, most of the small ones
+travel together in archives, which :mod:`health_ml.azure.job_start` unpacks on the node: a service that takes a request
+for each file is slow with thousands of them. The files that a person would look at stay files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import zipfile
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+
+import health_ml
+from health_ml.azure import job_start
+from health_ml.errors import SnapshotError
+from health_ml.planning.snapshot import EXECUTABLE_MODE, PLAIN_MODE, Snapshot, SnapshotFile, take_snapshot
+
+LAYOUT_VERSION = 1
+MAX_SINGLE_FILES = 400
+"""Up to so many small files each are a blob of their own."""
+PACKED_BELOW = 1 << 20
+FILES_PER_PACK = 256
+READABLE_SUFFIXES = frozenset(
+    (".py", ".ipynb", ".sh", ".yml", ".yaml", ".toml", ".cfg", ".ini", ".json", ".md", ".rst", ".txt", ".r", ".jl")
+)
+_RUNNER_SOURCE = f"{job_start.FOLDER}/{job_start.PACKAGE}/"
+_ZIP_TIME = (1980, 1, 1, 0, 0, 0)
+
+
+@dataclass(frozen=True)
+class JobCode:
+    """The files of a job.
+
+    :param files: The manifest, in the order of the paths.
+    :param sources: Where the content of each file is: a file of this machine, or the content itself.
+    """
+
+    files: tuple[SnapshotFile, ...]
+    sources: Mapping[str, Path | bytes]
+
+    @cached_property
+    def content_hash(self) -> str:
+        """Hash of all that travels, by which the service finds code that it has."""
+        text = f"health_ml code {LAYOUT_VERSION} {Snapshot(self.files).content_hash}"
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def read(self, file: SnapshotFile) -> bytes:
+        """Returns the content of a file.
+
+        :raises SnapshotError: If it is not what the manifest says any more.
+        """
+        source = self.sources[file.path]
+        try:
+            content = source if isinstance(source, bytes) else source.read_bytes()
+        except OSError as error:
+            raise changed(file) from error
+        if hashlib.sha256(content).hexdigest() != file.sha256:
+            raise changed(file)
+        return content
+
+
+@dataclass(frozen=True)
+class StoredBlob:
+    """One blob of the code of a job.
+
+    :param name: Its name.
+    :param identity: Hash of what it holds: equal ones hold the same.
+    :param members: The file that it is, or the files of an archive.
+    :param is_pack: True for an archive.
+    """
+
+    name: str
+    identity: str
+    members: tuple[SnapshotFile, ...]
+    is_pack: bool = False
+
+    @property
+    def size(self) -> int:
+        """Number of bytes of the files in it."""
+        return sum(file.size for file in self.members)
+
+
+def job_code(snapshot: Snapshot, folder: Path, *, has_runner: bool, cache_folder: Path | None = None) -> JobCode:
+    """Returns the code of a job.
+
+    :param snapshot: The user's files.
+    :param folder: The folder that they are in.
+    :param has_runner: True if the environment of the job brings this runner, so that its source can stay here.
+    :param cache_folder: Where hashes of files are remembered.
+    :raises SnapshotError: If a file of the user has the name of one of ours.
+    """
+    taken = [file.path for file in snapshot.files if PurePosixPath(file.path).parts[0] == job_start.FOLDER]
+    if taken:
+        raise SnapshotError(
+            f"The folder {job_start.FOLDER} belongs to himl-runner, and cannot travel with your code: {taken[0]}.",
+            "Remove it, or name it in .amlignore.",
+        )
+    files = list(snapshot.files)
+    sources: dict[str, Path | bytes] = {file.path: folder / file.path for file in files}
+    if not has_runner:
+        package = Path(health_ml.__file__).parent
+        for file in take_snapshot(package, cache_folder=cache_folder).files:
+            path = _RUNNER_SOURCE + file.path
+            files.append(file._replace(path=path))
+            sources[path] = package / file.path
+    executables = [file.path for file in snapshot.files if file.mode == EXECUTABLE_MODE]
+    own = {job_start.START_FILE: Path(job_start.__file__).read_bytes()}
+    if executables:
+        own[job_start.EXECUTABLES_FILE] = json.dumps(executables).encode()
+    for path, content in own.items():
+        files.append(SnapshotFile(path, len(content), PLAIN_MODE, hashlib.sha256(content).hexdigest()))
+        sources[path] = content
+    return JobCode(tuple(sorted(files, key=lambda file: file.path.encode())), sources)
+
+
+def layout(code: JobCode) -> list[StoredBlob]:
+    """Returns the blobs that hold the files."""
+    runner = tuple(file for file in code.files if file.path.startswith(_RUNNER_SOURCE))
+    others = [file for file in code.files if not file.path.startswith(_RUNNER_SOURCE)]
+    small = sorted((file for file in others if file.size < PACKED_BELOW), key=_rank)
+    singles = [file for file in others if file.size >= PACKED_BELOW] + small[:MAX_SINGLE_FILES]
+    blobs = [StoredBlob(file.path, file.sha256, (file,)) for file in singles]
+    if runner:
+        blobs.append(StoredBlob(f"{job_start.PACKS_FOLDER}/runner.zip", _identity(runner), runner, is_pack=True))
+    return sorted([*blobs, *_packs(small[MAX_SINGLE_FILES:])], key=lambda blob: blob.name)
+
+
+def pack(code: JobCode, blob: StoredBlob) -> bytes:
+    """Returns the archive of a blob with several files.
+
+    :raises SnapshotError: If one of them has changed.
+    """
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        for file in blob.members:
+            archive.writestr(zipfile.ZipInfo(file.path, _ZIP_TIME), code.read(file), zipfile.ZIP_DEFLATED)
+    return buffer.getvalue()
+
+
+def changed(file: SnapshotFile) -> SnapshotError:
+    """Returns the error for a file that was written while the job was submitted."""
+    return SnapshotError(
+        f"The file {file.path} was changed while the job was submitted.",
+        "Submit the job again when nothing writes to it, or name the file in .amlignore.",
+    )
+
+
+def _rank(file: SnapshotFile) -> tuple[bool, bool, int, bytes]:
+    """Returns the place of a file among those that shall stay files: what starts a job, then what people look at."""
+    path = PurePosixPath(file.path)
+    is_needed = file.path in (job_start.START_FILE, job_start.EXECUTABLES_FILE)
+    is_readable = path.suffix.lower() in READABLE_SUFFIXES
+    return not is_needed, not is_readable, len(path.parts), file.path.encode()
+
+
+def _packs(files: Sequence[SnapshotFile]) -> list[StoredBlob]:
+    """Returns archives of about equal size. Which one a file is in depends on its path alone as long as the number of
+    archives is the same, so that a change of one file changes one of them.
+    """
+    if not files:
+        return []
+    count = 1
+    while count * FILES_PER_PACK < len(files):
+        count *= 2
+    groups: dict[int, list[SnapshotFile]] = defaultdict(list)
+    for file in sorted(files, key=lambda file: file.path.encode()):
+        groups[int(hashlib.sha256(file.path.encode()).hexdigest()[:8], 16) % count].append(file)
+    return [
+        StoredBlob(f"{job_start.PACKS_FOLDER}/{number:04}.zip", _identity(members), tuple(members), is_pack=True)
+        for number, members in sorted(groups.items())
+    ]
+
+
+def _identity(members: Sequence[SnapshotFile]) -> str:
+    # Modes are in a file of their own.
+    return Snapshot(tuple(_without_mode(file) for file in members)).content_hash
+
+
+def _without_mode(file: SnapshotFile) -> SnapshotFile:
+    """Returns a file of the manifest as blob storage keeps it, which knows no permissions."""
+    return file._replace(mode=PLAIN_MODE)

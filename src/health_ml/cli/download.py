@@ -1,0 +1,106 @@
+"""``himl-download``: fetches files of runs in AzureML to this machine."""
+
+from __future__ import annotations
+
+import shutil
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import param
+
+from health_ml.cli.given import GivenFlag, apply, assign
+from health_ml.cli.help import MAX_WIDTH, MIN_WIDTH, flag_lines
+from health_ml.cli.tokens import tokenize
+from health_ml.cli.unknown import unknown_flag_problems
+from health_ml.deep_learning_config import parameters_of
+from health_ml.errors import ArgumentsError
+from health_ml.experiment_config import AzureMLParams, ExperimentConfig
+
+USAGE = "usage: himl-download --run=ID[,ID] [--FLAG=VALUE ...]"
+SUMMARY = (
+    "Downloads files of runs in AzureML, several at once. What is here already is not downloaded again, and what was "
+    "interrupted continues. With several runs, and for the trials of a search, each run gets a folder of its own."
+)
+DEFAULT_FOLDER = Path("outputs")
+
+
+class DownloadFlags(param.Parameterized):
+    """What to download, and where to."""
+
+    help = param.Boolean(default=False, doc="Show the flags and exit.")
+    run = param.List(default=[], item_type=str, doc="Ids of the runs, which are the names of the jobs.")
+    output_dir = param.ClassSelector(class_=Path, default=DEFAULT_FOLDER, doc="Folder to download to.")
+    files_to_download = param.String(
+        default="*",
+        doc="Pattern of paths in the run: '*' for all, 'outputs/*', 'user_logs/*'; or of paths in its outputs folder, "
+        "like 'checkpoints/*.ckpt', which stands for the newest version of each if the run was restarted.",
+    )
+    workspace_config_path = ExperimentConfig.param.workspace_config_path
+    auth = AzureMLParams.param.auth
+
+
+def download(
+    argv: Sequence[str], *, start_directory: Path, environ: Mapping[str, str], write: Callable[[str], object]
+) -> int:
+    """Downloads what a command line asks for, and returns the exit code.
+
+    :param argv: The arguments after the name of the program.
+    :param start_directory: Where it was typed.
+    :param environ: The environment variables of this process.
+    :param write: Shows a text to the user.
+    :raises ArgumentsError: With everything that is wrong with the arguments.
+    :raises HimlError: If there is no such run, or a file cannot be downloaded.
+    """
+    flags = read_flags(argv, start_directory)
+    if flags.help:
+        columns = max(MIN_WIDTH, min(MAX_WIDTH, shutil.get_terminal_size().columns - 1))
+        lines = flag_lines({**parameters_of(DownloadFlags)}, columns)
+        write("\n".join([USAGE, "", textwrap.fill(SUMMARY, columns), "", *lines]))
+        return 0
+    from health_ml.azure.account import AzureMLAccount
+    from health_ml.azure.client import find_workspace
+    from health_ml.azure.downloads import download_from_run
+    from health_ml.azure.history import RunHistory
+
+    workspace = find_workspace(
+        config_path=flags.workspace_config_path, start_directory=start_directory, environ=environ
+    )
+    account = AzureMLAccount(workspace, environ=environ, auth=flags.auth.value if flags.auth else None)
+    target = start_directory / flags.output_dir
+    with RunHistory.of_workspace(workspace.arm_id, account.credential) as history:
+        for run_id in flags.run:
+            folder = target / run_id if len(flags.run) > 1 else target
+            files = download_from_run(history, run_id, flags.files_to_download, folder)
+            if not files:
+                raise ArgumentsError(
+                    f"The run {run_id} has no file that matches --files_to_download={flags.files_to_download}.",
+                    "Patterns are about paths like outputs/checkpoints/last.ckpt or user_logs/std_log.txt.",
+                )
+            noun = "file" if len(files) == 1 else "files"
+            write(f"{run_id}: {len(files)} {noun} in {folder}")
+    return 0
+
+
+def read_flags(argv: Sequence[str], start_directory: Path) -> DownloadFlags:
+    """Returns the flags of a command line.
+
+    :raises ArgumentsError: With everything that is wrong with them.
+    """
+    line = tokenize(argv)
+    flags = DownloadFlags()
+    parameters = dict(parameters_of(DownloadFlags))
+    assigned = assign([GivenFlag(token) for token in line.tokens], parameters)
+    problems: list[str] = []
+    apply(flags, assigned.values, start_directory=start_directory, problems=problems)
+    problems += unknown_flag_problems(assigned.rest, parameters)
+    strays = [*line.strays, *assigned.strays]
+    if strays:
+        problems.append(f"{' '.join(strays)}: every argument has to belong to a flag.")
+    if not flags.run and not flags.help and not problems:
+        problems.append("--run is missing: which run is it about?")
+    if problems:
+        raise ArgumentsError("\n".join(problems), "See himl-download --help.")
+    # hi-ml's form 'experiment:run' works too: a run id needs no experiment.
+    flags.run = [run_id.rpartition(":")[2] for run_id in flags.run]
+    return flags
