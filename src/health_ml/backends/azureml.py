@@ -118,6 +118,7 @@ class AzureMLBackend(Backend):
     name: ClassVar[str] = "azureml"
     job_flags: ClassVar[frozenset[str]] = JOB_FLAGS - {"strictly_aml_v1"}
     idle_flags: ClassVar[frozenset[str]] = frozenset({"fail_fast", "output_to"})
+    warms_up: ClassVar[bool] = True
     needs_software: ClassVar[bool] = True
 
     def __init__(self, account: AzureMLAccount, cluster: str = "", *, poll_seconds: float = POLL_SECONDS) -> None:
@@ -142,6 +143,10 @@ class AzureMLBackend(Backend):
             workspace, environ=process_environment(), auth=config.auth.value if config.auth else None
         )
         return cls(account, context.target)
+
+    def warm_up(self) -> None:
+        """Signs in, if that needs nobody, and loads the SDK."""
+        self._account.warm_up()
 
     def render(self, plan: JobPlan) -> Request:
         """Returns the body of the request that creates the job, with names where only the service knows ids.

@@ -102,6 +102,8 @@ class Backend(ABC):
     """Further flags that have no effect here."""
     is_on_this_machine: ClassVar[bool] = False
     """True if jobs read the files of this machine, so that datasets and checkpoints are folders and files here."""
+    warms_up: ClassVar[bool] = False
+    """True if ``warm_up`` is worth a thread; ``create`` then has to be cheap and must not depend on the model."""
     needs_software: ClassVar[bool] = False
     """True if jobs run in an environment that has to be described; False if they use what is installed."""
 
@@ -112,6 +114,10 @@ class Backend(ABC):
 
         :raises HimlError: If there is no such cluster, or no access to it.
         """
+
+    def warm_up(self) -> None:
+        """Does ahead, in a thread of its own, what ``submit`` will need. Raises nothing, and asks nobody anything."""
+        return  # a back end that says warms_up has something to do here
 
     @abstractmethod
     def render(self, plan: JobPlan) -> Request:

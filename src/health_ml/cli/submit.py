@@ -13,7 +13,7 @@ from health_ml.backends.registry import load_backend, parse_cluster
 from health_ml.cli.job_needs import named_software, read_compute, read_software
 from health_ml.cli.parse import ParsedCommand
 from health_ml.cli.planner import plan_job, travelling_state, travels_with
-from health_ml.environment import Place, process_environment
+from health_ml.environment import Place, paused_garbage_collection, process_environment
 from health_ml.errors import EXIT_USAGE, PlanError, SnapshotError, exiting_with
 from health_ml.planning.plan import JobPlan
 from health_ml.planning.provenance import GitState, read_git_state
@@ -22,6 +22,7 @@ from health_ml.planning.snapshot import Snapshot, hash_cache_folder, take_snapsh
 from health_ml.settings import MLFLOW_DATABASE, MLFLOW_DATABASE_LOCK, OUTPUTS_FOLDER
 
 if TYPE_CHECKING:
+    from health_ml.cli.early import EarlyBackend
     from health_ml.cli.rerun import Repetition
 
 logger = logging.getLogger(__name__)
@@ -29,13 +30,16 @@ logger = logging.getLogger(__name__)
 Write = Callable[[str], object]
 
 
-def submit_job(parsed: ParsedCommand, place: Place, *, write: Write) -> int:
+def submit_job(parsed: ParsedCommand, place: Place, *, write: Write, early: EarlyBackend | None = None) -> int:
     """Submits the job that a command line asks for, and returns the exit code of the command.
+
+    :param early: The back end, if it was made before the model was imported.
 
     :raises HimlError: If the job was refused; nothing is left behind then.
     """
-    with exiting_with(EXIT_USAGE):
-        backend = _backend(parsed, place)
+    with exiting_with(EXIT_USAGE), paused_garbage_collection():
+        fits = early is not None and early.fits(parsed.experiment_config)
+        backend = early.backend if early is not None and fits else _backend(parsed, place)
         plan, git_state = _plan_with_snapshot(parsed, place, backend, is_stored=True)
         handle = backend.submit(backend.render(plan), git_state=git_state)
     write(submitted_text(handle, backend, output_to=parsed.container.output_to))
