@@ -175,11 +175,11 @@ def _rerun(
     place = Place.of(environment, start_directory)
     repetition = read_repetition(command, place)
     if repetition.is_job:
-        return resubmit_job(repetition, place, only_plans=command.only_plans, write=_print)
+        return resubmit_job(repetition, place, command=command, write=_print)
     if repetition.plan.search_space is not None:
         from health_ml.cli.fan_out_here import rerun_trials
 
-        return rerun_trials(repetition, place, only_plans=command.only_plans, write=_print)
+        return rerun_trials(repetition, place, command=command, write=_print)
     arguments = list(repetition.plan.argv)
     again = replace(read_command_line(arguments), is_dry_run=command.is_dry_run, print_plan=command.print_plan)
     return _run_experiment(

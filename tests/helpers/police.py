@@ -39,7 +39,8 @@ LIBRARY_PROCESSES = ("multiprocessing.resource_tracker", "multiprocessing.forkse
 """Helper processes that the standard library keeps for the life of the process."""
 
 LIBRARY_VARIABLES = frozenset({"PYTEST_CURRENT_TEST", "KMP_INIT_AT_FORK", "KMP_DUPLICATE_LIB_OK", "TF2_BEHAVIOR",
-                               "TORCHINDUCTOR_CACHE_DIR", "CUDA_MODULE_LOADING", "COLUMNS", "LINES"})  # fmt: skip
+                               "TORCHINDUCTOR_CACHE_DIR", "CUDA_MODULE_LOADING", "COLUMNS", "LINES",
+                               "PYTORCH_NVML_BASED_CUDA_CHECK"})  # fmt: skip
 """Variables that pytest or an import sets."""
 
 

@@ -59,7 +59,7 @@ def test_a_killed_scheduler_leaves_a_fan_out_that_can_be_taken_up(fan_outs: FanO
     plan = fan_outs.plan("level=0,1,2,3", argv=("--max_epochs=40", "--pause=0.05"), max_concurrent=2)
     folder = fan_outs.create_fan_out(plan)
     scheduler = start_scheduler(fan_outs, folder, plan)
-    wait_until(lambda: all((folder.trial_record(index) / "metrics.jsonl").exists() for index in (0, 1)))
+    wait_until(lambda: all((folder.trial_folder(index) / "checkpoints/last.ckpt").exists() for index in (0, 1)))
     with pytest.raises(BackendError, match=f"{folder.run_id} is run by process {scheduler.pid} on "):
         fan_outs.run(folder)
     scheduler.kill()
@@ -124,10 +124,12 @@ def test_a_job_with_a_fan_out(fan_outs: FanOuts) -> None:
     os.kill(handle.folder.read_processes()["supervisor"]["pid"], signal.SIGKILL)
     wait_until(lambda: handle.status() is RunStatus.KILLED)
 
-    resumed = backend.resume(handle.run_id)
-    lines: list[str] = []
-    resumed.stream(lines.append)
-    assert resumed.wait(60) is RunStatus.FINISHED
+    refused = invoke([f"--rerun_failed={handle.run_id}_0"], folder=fan_outs.root)
+    assert "is no fan-out" in refused.stderr
+    attached = invoke([f"--attach={handle.run_id}", "--cluster=local"], folder=fan_outs.root)
+    assert attached.exit_code == 0, attached.stdout + attached.stderr
+    assert handle.status() is RunStatus.FINISHED
+    lines = attached.stdout.splitlines()
     assert ends(folder) == [0, 1, 2]
     assert "Trial 0 is still running and is followed: level=0" in lines
     for index in range(3):
@@ -156,6 +158,8 @@ def test_cancelling_a_job_cancels_its_trials(fan_outs: FanOuts) -> None:
     assert isinstance(handle, LocalRunHandle)
     folder = FanOutFolder(handle.run_folder)
     wait_until(lambda: all((folder.trial_record(index) / "metrics.jsonl").exists() for index in (0, 1)))
+    early = invoke([f"--rerun_failed={handle.run_id}"], folder=fan_outs.root)
+    assert (early.exit_code, f"Run {handle.run_id} is still running." in early.stderr) == (1, True)
     handle.cancel()
     assert handle.status() is RunStatus.CANCELLED
     assert not living_trials(folder)

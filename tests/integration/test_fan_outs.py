@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from health_ml.backends.trial_processes import living_trials
 from health_ml.planning.fan_out_folder import FanOutFolder
 from health_ml.records.reader import read_record
 from health_ml.records.record import RunStatus
@@ -45,6 +46,8 @@ def test_seeds_are_trials_that_equal_runs_alone(tmp_path: Path) -> None:
     alone = himl(tmp_path, *FLAGS, "--random_seed=1")
     assert read_record(folder.trial_folder(1)).last_values == alone.record.last_values
     assert read_record(folder.trial_folder(0)).last_values != alone.record.last_values
+    typed = read_record(folder.record).document("run")["command_line"]
+    assert typed == ["himl-runner", *FLAGS, "--different_seeds=2"]
     assert [folder.table_file.is_file(), folder.page_file.is_file()] == [True, True]
 
     status = himl(tmp_path, f"--status={folder.run_id}")
@@ -58,6 +61,14 @@ def test_seeds_are_trials_that_equal_runs_alone(tmp_path: Path) -> None:
         f"--src_checkpoint={folder.run_id}_1",
     )  # fmt: skip
     assert inference.metrics["test/mse"] == alone.metrics["test/mse"]
+
+    repeated = himl(tmp_path, f"--rerun={folder.run_id}_1")
+    assert repeated.exit_code == 0, repeated.stdout + repeated.stderr
+    assert repeated.record.last_values == alone.record.last_values
+    wrong = himl(tmp_path, f"--rerun={folder.run_id}", "--set=max_concurrent_trials=1", "--set=max_epoch=3")
+    assert wrong.exit_code == 2
+    assert "max_concurrent_trials is part of how the run was planned" in wrong.stderr
+    assert "Did you mean 'max_epochs'" in wrong.stderr
 
     again = himl(tmp_path, f"--rerun={folder.run_id}")
     assert again.exit_code == 0, again.stdout + again.stderr
@@ -86,6 +97,10 @@ def test_a_submitted_fan_out_is_followed_like_any_job(tmp_path: Path) -> None:
     run_id = run.stdout.split()[2]
     folder = FanOutFolder(tmp_path / "outputs" / run_id)
     assert read_record(folder.run_folder).status.status is RunStatus.FINISHED
+    trial = json.loads(himl(tmp_path, f"--rerun={run_id}_1", "--print_plan=json").stdout)
+    whole = json.loads(himl(tmp_path, f"--rerun={run_id}", "--print_plan=json").stdout)
+    assert (trial["argv"], trial["search_space"]) == ([*whole["argv"], "--learning_rate=0.01"], None)
+    assert trial["snapshot_hash"] == whole["snapshot_hash"] != ""
     best = himl(
         tmp_path, "--model=HelloWorld", "--tracking_uri=none", "--run_inference_only", f"--src_checkpoint={run_id}:best"
     )
@@ -104,7 +119,11 @@ def test_a_killed_scheduler_is_taken_up_again_with_every_trial_once(tmp_path: Pa
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not folder.trial_folder(3).exists()
-    assert "KILLED" in himl(tmp_path, f"--status={folder.run_id}").stdout
+    status = himl(tmp_path, f"--status={folder.run_id}").stdout
+    assert f"Run {folder.run_id}: KILLED" in status
+    cancelled = himl(tmp_path, f"--cancel={folder.run_id}")
+    assert cancelled.exit_code == 0, cancelled.stderr
+    assert living_trials(folder) == [], "what still ran has ended"
     run = himl(tmp_path, f"--attach={folder.run_id}")
     assert run.exit_code == 0, run.stdout + run.stderr
     rows = [json.loads(line) for line in folder.trials_file.read_text().splitlines()]
@@ -112,7 +131,7 @@ def test_a_killed_scheduler_is_taken_up_again_with_every_trial_once(tmp_path: Pa
     for index in range(4):
         record = read_record(folder.trial_folder(index))
         assert record.status.status is RunStatus.FINISHED
-        epochs = [row.epoch for row in record.metrics if "train/loss" in row.metrics]
+        epochs = [row.epoch for row in record.metrics if "val/loss" in row.metrics]
         assert epochs == list(range(30)), "each epoch once: nothing is repeated, nothing is lost"
     assert "4 trials" in run.stdout
 

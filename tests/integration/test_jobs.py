@@ -6,10 +6,12 @@ import json
 import subprocess
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from health_ml.backends.local_layout import LocalJobFolder
 from health_ml.planning.plan import JobPlan
 from health_ml.records.reader import read_record
 from health_ml.records.record import RunStatus
@@ -26,7 +28,7 @@ class Small(HelloWorld):
         self.l_rate = {rate}
 
     def get_additional_environment_variables(self):
-        return {{"SMALL": "1"}}
+        return {{"SMALL": "1", "HUB_TOKEN": "very-secret"}}
 
     def get_additional_aml_run_tags(self):
         return {{"colour": "blue"}}
@@ -88,6 +90,7 @@ def test_dry_run_shows_everything_and_does_nothing(project: Path) -> None:
     assert run.exit_code == 0, run.stderr
     assert '"--max_epochs=3"' in run.stdout
     assert '"backend": "local"' in run.stdout
+    assert "very-secret" not in run.stdout
     assert sorted(path for path in project.rglob("*") if "__pycache__" not in path.parts) == [
         path for path in before if "__pycache__" not in path.parts
     ]
@@ -100,11 +103,12 @@ def test_the_printed_plan_is_the_one_that_is_submitted(project: Path) -> None:
         printed = himl(project, *arguments, "--print_plan=json")
         assert backend.runs == []
         submitted_id(himl(project, *arguments))
+    submitted = backend.runs[0].request.plan
+    assert submitted.environment == {"SMALL": "1", "HUB_TOKEN": "very-secret"}
     plan = JobPlan.from_json(json.loads(printed.stdout))
-    assert plan == backend.runs[0].request.plan
+    assert plan == replace(submitted, environment_variables=(("HUB_TOKEN", "***"), ("SMALL", "1")))
     assert plan.argv == ("--model=small.Small", "--num_nodes=2", "--tag=x")
     assert (plan.limits.max_run_seconds, plan.num_nodes, plan.display_name, plan.seed) == (5400.0, 2, "x", 42)
-    assert plan.environment == {"SMALL": "1"}
     assert dict(plan.tags)["colour"] == "blue"
     assert plan.provenance is not None
     assert plan.provenance.commit == git(project, "rev-parse", "HEAD")
@@ -153,6 +157,7 @@ def test_secret_arguments_are_masked_in_the_tags(project: Path) -> None:
         (["--require_clean"], "--require_clean"),
         (["--local_datasets=nowhere"], "nowhere"),
         (["--max_run_duration=soon"], "'soon'"),
+        (["--output_to=small.py"], "Cannot write the results of the run to"),
         (["--allow_secret_files=x"], "no file that looks like a secret matches"),
     ],
 )
@@ -258,6 +263,18 @@ def test_list_snapshot(project: Path) -> None:
     assert ".env: its name is that of a file with secrets" in run.stdout.partition("look like secrets")[2]
 
 
+def test_list_snapshot_heeds_what_a_submission_would(project: Path) -> None:
+    (project / ".env").write_text("TOKEN=abcdefgh12345\n")
+    (project / "runs").mkdir()
+    (project / "runs" / "old.log").write_text("text")
+    run = himl(project, "--model=small.Small", "--list_snapshot", "--allow_secret_files=.env", "--output_to=runs")
+    assert run.exit_code == 0, run.stderr
+    assert "look like secrets" not in run.stdout
+    assert "old.log" not in run.stdout
+    too_large = himl(project, "--list_snapshot", "--max_snapshot_mb=0.00001")
+    assert (too_large.exit_code, "--max_snapshot_mb allows" in too_large.stderr) == (2, True)
+
+
 # --- jobs on this machine ---------------------------------------------------------------------------------------------
 
 
@@ -295,6 +312,14 @@ def _check_repetition(project: Path, run_id: str) -> None:
     assert plans.exit_code == 0, plans.stderr
     assert '"--max_epochs=2"' in plans.stdout
     assert '"--l_rate=0.5"' in plans.stdout
+    varied = himl(project, f"--rerun={run_id}", "--set=num_nodes=2", "--set=tag=x", "--print_plan=json")
+    plan = JobPlan.from_json(json.loads(varied.stdout))
+    assert (plan.num_nodes, plan.display_name, dict(plan.tags)["tag"]) == (2, "x", "x")
+    job = LocalJobFolder(project / "outputs" / new_id).read_job()
+    assert job.environment["HUB_TOKEN"] == "very-secret", "a job is repeated with what the record does not keep"
+    wrong = himl(project, f"--rerun={run_id}", "--set=cluster=x", "--set=num_nodes=0")
+    assert "cluster is part of how the run was planned" in wrong.stderr
+    assert "--set=num_nodes=0: the number of nodes is a whole number above 0." in wrong.stderr
     wrong = himl(project, f"--rerun={run_id}", "--set=max_epoch=2", "--set=x")
     assert wrong.exit_code == 2
     assert "Did you mean 'max_epochs'" in wrong.stderr

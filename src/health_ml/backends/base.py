@@ -19,6 +19,7 @@ from health_ml.planning.plan import JobPlan
 from health_ml.planning.provenance import GitState
 from health_ml.planning.snapshot import Snapshot, snapshot_store_folder
 from health_ml.planning.snapshot_store import SnapshotStore
+from health_ml.records.encoding import encode_value
 from health_ml.records.record import RunStatus
 
 
@@ -36,8 +37,9 @@ class Request:
     body: Mapping[str, Any] = field(default_factory=dict)
 
     def to_text(self) -> str:
-        """Returns the request as JSON that a person can read."""
-        return json.dumps({"backend": self.backend, "request": self.body}, indent=2, sort_keys=True)
+        """Returns the request as JSON that a person can read, with secrets masked."""
+        shown = encode_value({"backend": self.backend, "request": self.body})
+        return json.dumps(shown, indent=2, sort_keys=True)
 
 
 class RunHandle(ABC):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import shlex
 import signal
 import threading
 import time
@@ -254,16 +255,21 @@ class _FanOut:
         self.write(f"\n{report.to_text()}\n" if report.trials else "\nNo trial has been started.\n")
         self.write(f"Fan-out {self.folder.run_id}: {status.value}. {message}".rstrip())
         self.write(f"  Results: {self.folder.page_file} and {self.folder.table_file.name}")
+        if status in (RunStatus.CANCELLED, RunStatus.PREEMPTED):
+            self.write(f"  Go on:   himl-runner --attach={self.folder.run_id}")
+        elif status is RunStatus.FAILED:
+            self.write(f"  Run what failed again: himl-runner --rerun_failed={self.folder.run_id}")
 
     # --- record -------------------------------------------------------------------------------------------------------
 
     def _facts(self) -> dict[str, object]:
+        typed = dict(self.plan.tags).get("commandline_args")  # the plan's own arguments are those of a trial
         return {
             "run_id": self.folder.run_id,
             "kind": "fan_out",
             "model": self.plan.model_name,
             "experiment": self.plan.experiment,
-            "command_line": ["himl-runner", *self.plan.argv],
+            "command_line": ["himl-runner", *(self.plan.argv if typed is None else shlex.split(typed))],
             "started": time.time(),
             "attempt": self.attempt,
             **machine_facts(),

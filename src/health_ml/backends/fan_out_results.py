@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from health_ml.backends.trial_lock import is_held
 from health_ml.errors import OutputError, RunNotFoundError
 from health_ml.planning.early_termination import Goal
 from health_ml.planning.fan_out_folder import FanOutFolder
@@ -97,11 +98,22 @@ def _result(folder: FanOutFolder, state: TrialState) -> TrialResult:
         index,
         folder.trial_run_id(index),
         dict(state.trial.values),
-        state.end.status if state.end else RunStatus.RUNNING,
+        state.end.status if state.end else _present_status(folder, index),
         metrics_of_trial(folder, index),
         state.end.seconds if state.end else None,
         state.end.note if state.end else "",
     )
+
+
+def _present_status(folder: FanOutFolder, index: int) -> RunStatus:
+    """Returns how a trial stands whose end nobody has noted: RUNNING only if its process lives."""
+    if is_held(folder.trial_lock(index)):
+        return RunStatus.RUNNING
+    try:
+        status = read_record(folder.trial_record(index)).status.status
+    except RunNotFoundError:
+        return RunStatus.KILLED
+    return status if status.is_final else RunStatus.KILLED
 
 
 def write_results(folder: FanOutFolder, report: FanOutReport, record: RunRecord) -> None:

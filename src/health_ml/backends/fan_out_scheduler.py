@@ -129,15 +129,14 @@ class Scheduler:
             is_failed = state.end is not None and state.end.status is RunStatus.FAILED
             if not state.is_settled or (is_failed and is_rerunning_failed):
                 self._to_continue.append(state.trial)
-        self._sampler = create_sampler(
-            self._space,
-            started=[state.trial for state in self._log.states.values()],
-            outcomes=[
-                Outcome(state.trial, self._value(state))
-                for state in self._log.states.values()
-                if state.is_settled and state.trial not in self._to_continue
-            ],
-        )
+        outcomes = [
+            Outcome(state.trial, self._value(state))
+            for state in self._log.states.values()
+            if state.is_settled and state.trial not in self._to_continue
+        ]
+        self._has_metric = self._has_metric or any(outcome.value is not None for outcome in outcomes)
+        started = [state.trial for state in self._log.states.values()]
+        self._sampler = create_sampler(self._space, started=started, outcomes=outcomes)
 
     def run(self, server: TrialServer | None, guard: SignalGuard) -> None:
         """Runs all trials that are left, or until somebody asks to stop.

@@ -15,7 +15,6 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -26,7 +25,7 @@ from health_ml.backends.local_layout import LocalJob, LocalJobFolder
 from health_ml.backends.local_logs import LogFollower
 from health_ml.backends.local_supervisor import GRACE_SECONDS
 from health_ml.backends.run_facts import write_git_state
-from health_ml.backends.run_folder import make_unique_folder
+from health_ml.backends.run_folder import new_run_folder
 from health_ml.backends.trial_processes import kill_trials
 from health_ml.environment import process_environment
 from health_ml.errors import BackendError, OutputError, PlanError
@@ -67,8 +66,10 @@ class LocalRunHandle(RunHandle):
         return self.folder.run_folder
 
     def facts(self) -> dict[str, str]:
-        """Returns the folder of the run."""
-        return {"folder": str(self.run_folder)}
+        """Returns the folder of the run, and why it has not finished if it says so."""
+        view = read_record(self.run_folder / RECORD_FOLDER).status
+        is_bad = view.status.is_final and view.status is not RunStatus.FINISHED
+        return {"folder": str(self.run_folder), **({"reason": view.message} if is_bad and view.message else {})}
 
     def status(self) -> RunStatus:
         """Returns how the run stands; a job whose supervisor was killed before its end counts as KILLED."""
@@ -241,7 +242,7 @@ class LocalBackend(Backend):
         if plan.search_space is not None:
             check_fan_out(plan)
         parent = self._output_to or self._project_root / OUTPUTS_FOLDER
-        run_folder = make_unique_folder(parent, plan.model_name, now=datetime.now(timezone.utc))
+        run_folder = new_run_folder(parent, plan.model_name)
         folder = LocalJobFolder(run_folder)
         try:
             self._prepare(folder, plan, git_state)

@@ -35,11 +35,7 @@ def create_run_paths(
     except OSError as error:
         if paths is not None and environment.run_folder is None and not environment.is_in_azureml:
             shutil.rmtree(paths.outputs, ignore_errors=True)  # made just now, and of no use
-        place = error.filename or output_to or project_root / OUTPUTS_FOLDER
-        raise OutputError(
-            f"Cannot write the results of the run to {place}: {error.strerror or error}.",
-            "Choose a folder with --output_to, check its permissions, or free some space.",
-        ) from error
+        raise _cannot_write(error, output_to or project_root / OUTPUTS_FOLDER) from error
     return paths
 
 
@@ -57,6 +53,24 @@ def _choose(model_name: str, *, environment: RunEnvironment, project_root: Path,
     parent = output_to or project_root / OUTPUTS_FOLDER
     folder = make_unique_folder(parent, model_name, now=datetime.now(timezone.utc))
     return RunPaths.below(folder, environment.run_id or folder.name)
+
+
+def new_run_folder(parent: Path, model_name: str) -> Path:
+    """Returns a new folder for a run that starts now.
+
+    :raises OutputError: If it cannot be made.
+    """
+    try:
+        return make_unique_folder(parent, model_name, now=datetime.now(timezone.utc))
+    except OSError as error:
+        raise _cannot_write(error, parent) from error
+
+
+def _cannot_write(error: OSError, place: Path) -> OutputError:
+    return OutputError(
+        f"Cannot write the results of the run to {error.filename or place}: {error.strerror or error}.",
+        "Choose a folder with --output_to, check its permissions, or free some space.",
+    )
 
 
 def make_unique_folder(parent: Path, model_name: str, *, now: datetime) -> Path:

@@ -191,6 +191,18 @@ def living_trials(folder: FanOutFolder) -> list[TrialProcess]:
     return [process for process in processes if process.is_alive()]
 
 
+def end_trials(folder: FanOutFolder, grace_seconds: float) -> int:
+    """Ends the processes of all trials: each may save a checkpoint first. Returns how many there were."""
+    alive = living_trials(folder)
+    deadline = time.monotonic() + grace_seconds
+    for process in alive:
+        process.send_signal(signal.SIGINT)
+    while living_trials(folder) and time.monotonic() < deadline:
+        time.sleep(_POLL_SECONDS)
+    kill_trials(folder)
+    return len(alive)
+
+
 def kill_trials(folder: FanOutFolder) -> None:
     """Ends the processes of all trials at once, those too that are so young that nobody knows their number yet."""
     deadline = time.monotonic() + _STOP_SECONDS

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime, timezone
 from pathlib import Path
 
 import param
@@ -13,15 +12,16 @@ import param
 from health_ml.backends.checks import check_before_start
 from health_ml.backends.fan_out import WarmProcesses, check_fan_out, create_fan_out, run_fan_out
 from health_ml.backends.fan_out_resources import Slots, share_out
-from health_ml.backends.run_folder import make_unique_folder
+from health_ml.backends.run_folder import new_run_folder
 from health_ml.backends.trial_processes import TrialServer
+from health_ml.cli.command_line import CommandLine
 from health_ml.cli.draft import Draft
 from health_ml.cli.given import Given
 from health_ml.cli.parse import ParsedCommand
 from health_ml.cli.rerun import Repetition
-from health_ml.cli.submit import Write, plan_here
+from health_ml.cli.submit import Write, plan_here, request_here, show_request
 from health_ml.environment import Place, process_environment
-from health_ml.errors import HimlError, OutputError
+from health_ml.errors import HimlError
 from health_ml.planning.fan_out import FanOutOptions, build_search_space
 from health_ml.planning.plan import JobPlan, PlannedTrials
 from health_ml.records.mirror import WaitingMirror
@@ -41,24 +41,17 @@ def run_trials(parsed: ParsedCommand, place: Place, *, warm: WarmProcesses | Non
     return _run_plan(plan_here(parsed, place), place, output_to=container.output_to, warm=warm, write=write)
 
 
-def rerun_trials(repetition: Repetition, place: Place, *, only_plans: bool, write: Write) -> int:
-    """Runs all trials of an earlier fan-out again, as a new one, and returns the exit code of the command."""
-    if only_plans:
-        write(repetition.plan.to_text().rstrip())
-        return 0
+def rerun_trials(repetition: Repetition, place: Place, *, command: CommandLine, write: Write) -> int:
+    """Runs all trials of an earlier fan-out again, as a new one, or shows its plan, and returns the exit code."""
+    if command.only_plans:
+        return show_request(request_here(repetition.plan), is_plan_only=command.print_plan is not None, write=write)
     return _run_plan(repetition.plan, place, output_to=repetition.flags.output_to, warm=None, write=write)
 
 
 def _run_plan(plan: JobPlan, place: Place, *, output_to: Path | None, warm: WarmProcesses | None, write: Write) -> int:
     check_fan_out(plan)
     parent = output_to or place.project_root / OUTPUTS_FOLDER
-    try:
-        run_folder = make_unique_folder(parent, plan.model_name, now=datetime.now(timezone.utc))
-    except OSError as error:
-        raise OutputError(
-            f"Cannot write the results of the trials to {parent}: {error.strerror or error}.",
-            "Choose a folder with --output_to, check its permissions, or free some space.",
-        ) from error
+    run_folder = new_run_folder(parent, plan.model_name)
     try:
         create_fan_out(plan, run_folder)
     except BaseException:

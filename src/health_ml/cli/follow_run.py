@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from health_ml.backends.base import BackendContext, RunHandle
 from health_ml.backends.local_layout import LocalJobFolder
-from health_ml.backends.registry import load_backend, parse_cluster
+from health_ml.backends.registry import ClusterName, load_backend, parse_cluster
 from health_ml.cli.command_line import CommandLine
 from health_ml.cli.run_store_flags import StoreFlags, read_store_flags
 from health_ml.cli.submit import Write, follow
@@ -18,9 +19,9 @@ from health_ml.errors import BackendError
 from health_ml.planning.fan_out_folder import FanOutFolder
 from health_ml.planning.run_store import find_run_folder
 from health_ml.records.fan_out_report import FanOutReport
-from health_ml.records.process_identity import process_identity
+from health_ml.records.process_identity import is_running_here
 from health_ml.records.reader import read_record
-from health_ml.records.record import RunStatus
+from health_ml.records.record import RunRecord, RunStatus
 
 INTERRUPTED = frozenset({RunStatus.QUEUED, RunStatus.KILLED, RunStatus.PREEMPTED, RunStatus.CANCELLED})
 """How a fan-out stands that can be taken up again where it was left."""
@@ -37,11 +38,11 @@ def attach_to_run(command: CommandLine, place: Place, *, write: Write) -> int:
     :raises BackendError: If it was not submitted as a job.
     """
     flags = _flags(command, place, "--attach")
-    if not flags.config.cluster:
+    if _is_on_this_machine(flags):
         folder = find_run_folder(command.attach, place.project_root, flags.output_to)
-        if FanOutFolder(folder).exists and read_record(folder).status.status in INTERRUPTED:
+        if FanOutFolder(folder).exists and _status(folder) in INTERRUPTED:
             return _take_up(folder, flags, place, is_rerunning_failed=False, write=write)
-    return follow(_handle(command.attach, flags, place), write)
+    return follow(_handle(command.attach, flags, place), write, output_to=flags.output_to)
 
 
 def rerun_failed(command: CommandLine, place: Place, *, write: Write) -> int:
@@ -68,7 +69,12 @@ def _take_up(folder: Path, flags: StoreFlags, place: Place, *, is_rerunning_fail
         from health_ml.backends.local_jobs import LocalBackend
 
         backend = LocalBackend(place.project_root, output_to=flags.output_to)
-        return follow(backend.resume(folder.name, is_rerunning_failed=is_rerunning_failed), write)
+        if is_rerunning_failed and not _status(folder).is_final:
+            raise BackendError(
+                f"Run {folder.name} is still running.", f"Wait for its end: himl-runner --attach={folder.name}."
+            )
+        handle = backend.resume(folder.name, is_rerunning_failed=is_rerunning_failed)
+        return follow(handle, write, output_to=flags.output_to)
     from health_ml.backends.fan_out import run_fan_out
 
     result = run_fan_out(folder, place=place, write=write, is_rerunning_failed=is_rerunning_failed)
@@ -96,7 +102,7 @@ def cancel_run(command: CommandLine, place: Place, *, write: Write) -> int:
     :raises BackendError: If it was not submitted as a job, or does not end.
     """
     flags = _flags(command, place, "--cancel")
-    if not flags.config.cluster:
+    if _is_on_this_machine(flags):
         folder = find_run_folder(command.cancel, place.project_root, flags.output_to)
         if FanOutFolder(folder).exists and not LocalJobFolder(folder).job_file.exists():
             return _cancel_fan_out(FanOutFolder(folder), write)
@@ -116,13 +122,13 @@ def _cancel_fan_out(folder: FanOutFolder, write: Write) -> int:
 
     owner = read_owner(folder.lock_file)
     if not is_held(folder.lock_file) or not owner:
-        write(f"Fan-out {folder.run_id} is not running: {read_record(folder.record).status.status.value}.")
-        return 0
-    if owner.get("host") != process_identity().get("host"):
+        return _end_orphans(folder, write)
+    if not is_running_here(owner):
         raise BackendError(
-            f"Fan-out {folder.run_id} runs as process {owner['pid']} on {owner['host']}.", "Cancel it there."
+            f"Fan-out {folder.run_id} runs as process {owner.get('pid')} on {owner.get('host')}.", "Cancel it there."
         )
-    os.kill(int(owner["pid"]), signal.SIGINT)
+    with suppress(ProcessLookupError):
+        os.kill(int(owner["pid"]), signal.SIGINT)
     deadline = time.monotonic() + CANCEL_SECONDS
     while is_held(folder.lock_file) and time.monotonic() < deadline:
         time.sleep(_POLL_SECONDS)
@@ -133,6 +139,36 @@ def _cancel_fan_out(folder: FanOutFolder, write: Write) -> int:
             f"It is process {owner['pid']}.",
         )
     write(f"Fan-out {folder.run_id}: {status.value}")
+    return 0
+
+
+def _is_on_this_machine(flags: StoreFlags) -> bool:
+    cluster = flags.config.cluster
+    return not cluster or parse_cluster(cluster) == ClusterName("local")
+
+
+def _status(folder: Path) -> RunStatus:
+    """Returns how a run on this machine stands; the supervisor of a job knows more than its record."""
+    if LocalJobFolder(folder).job_file.exists():
+        from health_ml.backends.local_jobs import LocalRunHandle
+
+        return LocalRunHandle(folder).status()
+    return read_record(folder).status.status
+
+
+def _end_orphans(folder: FanOutFolder, write: Write) -> int:
+    """Ends the trials of a fan-out whose scheduler was killed."""
+    from health_ml.backends.trial_processes import end_trials
+
+    view = read_record(folder.record).status
+    count = end_trials(folder, CANCEL_SECONDS / 2)
+    if not count:
+        write(f"Fan-out {folder.run_id} is not running: {view.status.value}.")
+        return 0
+    record = RunRecord(folder.record, run_id=folder.run_id, attempt=view.attempt)
+    record.set_status(RunStatus.CANCELLED, f"{count} trials were ended after their scheduler had been killed.")
+    record.close()
+    write(f"Fan-out {folder.run_id}: CANCELLED, with {count} trials that still ran.")
     return 0
 
 
@@ -165,11 +201,7 @@ def _handle(run_id: str, flags: StoreFlags, place: Place) -> RunHandle:
 
 def _local_status(run_id: str, folder: Path) -> tuple[RunStatus, str]:
     view = read_record(folder)
-    status, message = view.status.status, view.status.message
-    if LocalJobFolder(folder).job_file.exists():
-        from health_ml.backends.local_jobs import LocalRunHandle
-
-        status = LocalRunHandle(folder).status()
+    status, message = _status(folder), view.status.message
     facts = {"message": message} if message else {}
     facts["since"] = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(view.status.time))
     facts["folder"] = str(folder)

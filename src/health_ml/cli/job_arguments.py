@@ -7,7 +7,6 @@ it starts. Paths become absolute, except for those of files that travel with the
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -69,8 +68,7 @@ def job_arguments(
             text = _trainer_text(typed[name])
         else:
             text = _text(name, typed[name], givens[name], parameters[name])
-            places = _whole_folders(start_directory, travels) if name == "local_datasets" else travels
-            text = _with_paths(typed[name], parameters[name], start_directory, places) or text
+            text = _with_paths(typed[name], parameters[name], start_directory, travels) or text
         rendered.append(f"--{name}={text}")
     return tuple(rendered)
 
@@ -109,16 +107,6 @@ def _trainer_text(value: Any) -> str:
     if isinstance(value, str) and scalar(value) == value:
         return value
     return json.dumps(value)
-
-
-def _whole_folders(start_directory: Path, travels: Travels) -> Travels:
-    """Returns a function that tells whether everything in a folder travels: data of which a part is ignored stays."""
-
-    def travels_whole(folder: Path) -> bool:
-        files = (Path(place, name) for place, _, names in os.walk(start_directory / folder) for name in names)
-        return travels(folder) and all(travels(file.relative_to(start_directory)) for file in files)
-
-    return travels_whole
 
 
 def _with_paths(value: Any, parameter: param.Parameter[Any], start_directory: Path, travels: Travels) -> str:

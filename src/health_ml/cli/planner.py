@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from health_ml.cli.job_arguments import Travels, job_arguments, nothing_travels
 from health_ml.cli.parse import ParsedCommand
 from health_ml.cli.tokens import tokenize
+from health_ml.errors import PlanError
 from health_ml.planning.datasets import parse_datasets
 from health_ml.planning.duration import parse_duration
 from health_ml.planning.plan import (
@@ -57,7 +58,7 @@ def plan_job(
     :raises DatasetError: If the name of a dataset cannot be read.
     """
     config, container = parsed.experiment_config, parsed.container
-    max_run_seconds = parse_duration(config.max_run_duration) if config.max_run_duration else None
+    max_run_seconds = _max_run_seconds(config.max_run_duration)
     return JobPlan(
         model=config.model,
         argv=job_arguments(
@@ -132,6 +133,13 @@ def list_files(start_directory: Path, folder: Path, *, stop_at: Callable[[str], 
             if stop_at(found[-1]):
                 return found
     return found
+
+
+def _max_run_seconds(text: str) -> float | None:
+    try:
+        return parse_duration(text) if text else None
+    except PlanError as error:
+        raise PlanError(f"--max_run_duration: {error.message}", error.hint) from error
 
 
 def _without_planning(argv: Sequence[str]) -> list[str]:

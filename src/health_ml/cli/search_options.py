@@ -64,7 +64,7 @@ def find_search_space(
         if config.fail_fast:
             raise PlanError("--fail_fast has no effect on a single run.", "Add --sweep or --different_seeds.")
         return None
-    _check_values(space, container, typed)
+    _check_values(space, config, container, typed)
     return space
 
 
@@ -101,7 +101,9 @@ def _overrides(container: LightningContainer, method: str) -> bool:
     return getattr(type(container), method) is not getattr(Base, method)
 
 
-def _check_values(space: SearchSpace, container: LightningContainer, typed: Mapping[str, Any]) -> None:
+def _check_values(
+    space: SearchSpace, config: ExperimentConfig, container: LightningContainer, typed: Mapping[str, Any]
+) -> None:
     problems = [
         f"--{name} is given and varied by {', '.join(space.sources)}: leave one of them out."
         for name in space.parameter_names
@@ -114,7 +116,7 @@ def _check_values(space: SearchSpace, container: LightningContainer, typed: Mapp
                 problem = _value_problem(container, name, value)
                 problems += [f"--{name}={value}: {problem}"] if problem else []
     if problems:
-        raise PlanError(" ".join(problems), f"See himl-runner --model={type(container).__name__} --help.")
+        raise PlanError(" ".join(problems), f"See himl-runner --model={config.model} --help.")
 
 
 def _value_problem(container: LightningContainer, name: str, value: ParameterValue) -> str:

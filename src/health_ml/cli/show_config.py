@@ -73,7 +73,8 @@ def _dumped(value: Any, style: str | None = None) -> str:
     text: str = yaml.safe_dump(
         value, default_style=style, default_flow_style=True, width=float("inf"), allow_unicode=True
     )
-    return text.strip().removesuffix("...").strip()
+    # Line ends only: a text may end in a space of another kind.
+    return text.strip("\n").removesuffix("...").rstrip("\n")
 
 
 def _one_line(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shlex
 from collections.abc import Callable
@@ -19,9 +20,11 @@ from health_ml.planning.plan import JobPlan
 from health_ml.planning.provenance import GitState, read_git_state
 from health_ml.planning.secret_files import check_secret_files
 from health_ml.planning.snapshot import Snapshot, hash_cache_folder, take_snapshot, user_cache_folder
+from health_ml.records.encoding import encode_value
 from health_ml.settings import MLFLOW_DATABASE, MLFLOW_DATABASE_LOCK, OUTPUTS_FOLDER
 
 if TYPE_CHECKING:
+    from health_ml.cli.command_line import CommandLine
     from health_ml.cli.early import EarlyBackend
     from health_ml.cli.rerun import Repetition
 
@@ -43,7 +46,9 @@ def submit_job(parsed: ParsedCommand, place: Place, *, write: Write, early: Earl
         plan, git_state = _plan_with_snapshot(parsed, place, backend, is_stored=True)
         handle = backend.submit(backend.render(plan), git_state=git_state)
     write(submitted_text(handle, backend, output_to=parsed.container.output_to))
-    return follow(handle, write) if parsed.experiment_config.wait_for_completion else 0
+    if not parsed.experiment_config.wait_for_completion:
+        return 0
+    return follow(handle, write, output_to=parsed.container.output_to)
 
 
 def show_plan(parsed: ParsedCommand, place: Place, *, is_plan_only: bool, write: Write) -> int:
@@ -61,34 +66,37 @@ def show_plan(parsed: ParsedCommand, place: Place, *, is_plan_only: bool, write:
             start_directory=place.start_directory,
             project_root=place.project_root,
         )
-        plan = plan_here(parsed, place)
-        request = Request("this process", plan, {"command": ["himl-runner", *plan.argv]})
-    if is_plan_only:
-        write(plan.to_text().rstrip())
-        return 0
-    write(_plan_text(request))
+        request = request_here(plan_here(parsed, place))
+    return show_request(request, is_plan_only=is_plan_only, write=write)
+
+
+def show_request(request: Request, *, is_plan_only: bool, write: Write) -> int:
+    """Prints a request and its plan with secrets masked, or only the plan as JSON, and returns the exit code 0."""
+    plan = request.plan
+    shown = json.dumps(encode_value(plan.to_json()), indent=2, ensure_ascii=False)
+    about_request = f"\n\nWhat would be asked for:\n{request.to_text()}"
+    write(shown if is_plan_only else f"The plan (hash {plan.plan_hash[:12]}):\n{shown}{about_request}")
     return 0
 
 
-def _plan_text(request: Request) -> str:
-    plan = request.plan
-    return f"The plan (hash {plan.plan_hash[:12]}):\n{plan.to_text()}\nWhat would be asked for:\n{request.to_text()}"
+def request_here(plan: JobPlan) -> Request:
+    """Returns what stands for the request of a back end where a plan runs in this process or its children."""
+    return Request("this process", plan, {"command": ["himl-runner", *plan.argv]})
 
 
-def resubmit_job(repetition: Repetition, place: Place, *, only_plans: bool, write: Write) -> int:
-    """Submits the job of an earlier run again, from the snapshot that it ran from.
+def resubmit_job(repetition: Repetition, place: Place, *, command: CommandLine, write: Write) -> int:
+    """Submits the job of an earlier run again, from the snapshot that it ran from, or shows its plan.
 
     :raises HimlError: If the job was refused, or its snapshot is gone; nothing is left behind then.
     """
     plan, flags = repetition.plan, repetition.flags
     backend = load_backend("local").create(BackendContext("", place.project_root, flags.output_to, flags.config))
     request = backend.render(plan)
-    if only_plans:
-        write(_plan_text(request))
-        return 0
+    if command.only_plans:
+        return show_request(request, is_plan_only=command.print_plan is not None, write=write)
     handle = backend.submit(request, git_state=repetition.git_state)
     write(submitted_text(handle, backend, output_to=flags.output_to))
-    return follow(handle, write) if flags.config.wait_for_completion else 0
+    return follow(handle, write, output_to=flags.output_to) if flags.config.wait_for_completion else 0
 
 
 def plan_here(parsed: ParsedCommand, place: Place) -> JobPlan:
@@ -154,7 +162,7 @@ def check_travelling(regression_test_folder: Path | None, snapshot: Snapshot, fo
 
 def submitted_text(handle: RunHandle, backend: Backend, *, output_to: Path | None) -> str:
     """Returns what the user has to know about a job that was just submitted."""
-    store = f" --output_to={shlex.quote(str(output_to))}" if output_to else ""
+    store = _store_flag(output_to)
     rows = [("follow", "attach"), ("status", "status"), ("cancel", "cancel")]
     lines = [f"Submitted run {handle.run_id} to {backend.name}."]
     lines += [f"  {name:<10}{text}" for name, text in handle.facts().items()]
@@ -162,15 +170,23 @@ def submitted_text(handle: RunHandle, backend: Backend, *, output_to: Path | Non
     return "\n".join(lines)
 
 
-def follow(handle: RunHandle, write: Write) -> int:
-    """Prints the logs of a run until it has ended, and returns the exit code of the command."""
+def _store_flag(output_to: Path | None) -> str:
+    return f" --output_to={shlex.quote(str(output_to))}" if output_to else ""
+
+
+def follow(handle: RunHandle, write: Write, *, output_to: Path | None = None) -> int:
+    """Prints the logs of a run until it has ended, and returns the exit code of the command.
+
+    :param output_to: The store of the run, for what is said about it.
+    """
     try:
         handle.stream(write)
         status = handle.wait()
     except KeyboardInterrupt:
+        store = _store_flag(output_to)
         write(
-            f"\nRun {handle.run_id} goes on. himl-runner --attach={handle.run_id} follows it, "
-            f"himl-runner --cancel={handle.run_id} ends it."
+            f"\nRun {handle.run_id} goes on. himl-runner --attach={handle.run_id}{store} follows it, "
+            f"himl-runner --cancel={handle.run_id}{store} ends it."
         )
         raise
     write(f"\nRun {handle.run_id}: {status.value}")

@@ -218,10 +218,6 @@ class JobPlan:
             "provenance": _with_lists(self.provenance) if self.provenance else None,
         }
 
-    def to_text(self) -> str:
-        """Returns the plan as the text of ``--print_plan=json``."""
-        return json.dumps(self.to_json(), indent=2, ensure_ascii=False) + "\n"
-
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> JobPlan:
         """Returns the plan that :meth:`to_json` described.

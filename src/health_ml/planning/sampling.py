@@ -17,6 +17,8 @@ from health_ml.planning.search_space import Sampling, SearchSpace, TrialParamete
 ATTEMPTS_FOR_NEW_VALUES = 20
 """How often to draw again if a trial with the same values exists, before choosing among those that do not."""
 MAX_SIZE_TO_LIST = 100_000
+MOST_RANDOM_TRIALS = 10
+"""How many trials of a Bayesian search are drawn at random before it learns; a quarter of a small search."""
 
 
 class Outcome(NamedTuple):
@@ -89,6 +91,8 @@ class OptunaSampler:
         self._space = space
         directions = optuna.study.StudyDirection
         direction = directions.MINIMIZE if space.goal is Goal.MINIMIZE else directions.MAXIMIZE
+        # The search learns nothing from its first trials; of a small one they must not be all.
+        self._random_trials = min(MOST_RANDOM_TRIALS, max(2, space.trial_count // 4))
         self._study = optuna.create_study(direction=direction, sampler=self._sampler(0))
         self._distributions = {name: _distribution(dimension.draw_from()) for name, dimension in space.dimensions}
         self._running: dict[int, Any] = {}
@@ -144,7 +148,7 @@ class OptunaSampler:
         with warnings.catch_warnings():
             # Keeps trials that run at the same time apart; marked experimental since Optuna 2.8.
             warnings.simplefilter("ignore", self._optuna.exceptions.ExperimentalWarning)
-            return samplers.TPESampler(seed=seed, constant_liar=True)
+            return samplers.TPESampler(seed=seed, constant_liar=True, n_startup_trials=self._random_trials)
 
     def _trial(self, drawn: dict[str, ParameterValue]) -> TrialParameters:
         values = tuple((name, dimension.value_of(drawn[name])) for name, dimension in self._space.dimensions)

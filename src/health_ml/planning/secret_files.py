@@ -79,7 +79,7 @@ def check_secret_files(folder: Path, files: Iterable[SnapshotFile], *, allowed: 
     """
     found = find_secret_files(folder, files)
     patterns = {text: _pattern_list(text) for text in allowed}
-    refused = [secret for secret in found if not any(_matches(pattern, secret) for pattern in patterns.values())]
+    refused = refused_files(found, allowed=allowed)
     if refused:
         listed = "\n  ".join(f"{shown_path(secret.path)}: {secret.reason}" for secret in refused)
         raise SnapshotError(
@@ -94,6 +94,12 @@ def check_secret_files(folder: Path, files: Iterable[SnapshotFile], *, allowed: 
             f"{ALLOWED_SOURCE} names {', '.join(map(repr, unused))}, but no file that looks like a secret matches.",
             " ".join(["Remove it, so that it does not let a later file through.", *filter(None, hints)]),
         )
+
+
+def refused_files(found: Iterable[SecretFile], *, allowed: Sequence[str]) -> list[SecretFile]:
+    """Returns those of the files that look like secrets that were not allowed to travel."""
+    patterns = [_pattern_list(text) for text in allowed]
+    return [secret for secret in found if not any(_matches(pattern, secret) for pattern in patterns)]
 
 
 def find_secret_files(folder: Path, files: Iterable[SnapshotFile]) -> list[SecretFile]:

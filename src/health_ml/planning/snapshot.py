@@ -172,12 +172,8 @@ def heaviest_folders(files: Iterable[FoundFile], count: int = HEAVIEST_FOLDERS) 
     return sorted(sizes.items(), key=lambda item: (-item[1], item[0]))[:count]
 
 
-def describe_snapshot(folder: Path, *, extra_patterns: tuple[str, ...] = ()) -> str:
-    """Returns the text of ``--list_snapshot``: what travels with its size, and what does not with the rule.
-
-    :raises SnapshotError: If a path can neither travel nor be left out.
-    """
-    listing = list_tree(folder, extra_patterns=extra_patterns)
+def describe_snapshot(listing: TreeListing) -> str:
+    """Returns the text of ``--list_snapshot``: what travels with its size, and what does not with the rule."""
     total = sum(file.facts.st_size for file in listing.files)
     lines = [f"{_files_travel(len(listing.files))} ({_readable_size(total)}):"]
     lines += [

@@ -119,7 +119,7 @@ class FanOutReport:
             ]
             for trial in self.trials
         ]
-        notes = [f"Trial {trial.index}: {trial.note}" for trial in self.trials if trial.note]
+        notes = [f"Trial {trial.index}: {' '.join(trial.note.split())}" for trial in self.trials if trial.note]
         parts = [_aligned(header, rows), *(["\n".join(notes)] if notes else [])]
         summary = [
             [name, str(found.count), *map(_number, (found.mean, found.deviation, found.minimum, found.maximum))]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from tests.unit.cli.sample_containers import Colour
 
@@ -180,6 +180,7 @@ def values_in(printed: str) -> list[str]:
     return [line.rpartition("  # ")[0] for line in printed.splitlines()]
 
 
+@example("0\xa0", {"\xa0": "\u2003"})
 @given(st.text(), st.dictionaries(st.text(max_size=3), st.text(max_size=5) | st.integers() | st.none(), max_size=2))
 @settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_value_survives_being_printed(tmp_path: Path, text: str, dictionary: dict[str, Any]) -> None:

@@ -139,18 +139,6 @@ def test_a_checkpoint_file_is_named_absolutely_and_a_run_as_it_was(tmp_path: Pat
     assert arguments_of(parsed("--src_checkpoint=some_run:best.ckpt"))[1:] == ("--src_checkpoint=some_run:best.ckpt",)
 
 
-def test_data_of_which_a_part_is_left_behind_is_read_where_it_is(tmp_path: Path) -> None:
-    for file in ("whole/a.csv", "partly/README.md", "partly/images/b.png"):
-        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / file).touch()
-    command = parse([MODEL, "--local_datasets=whole,partly"], start_directory=tmp_path)
-    flags = job_arguments(
-        command.typed, command.givens, command.parameters,
-        start_directory=tmp_path, travels=lambda path: path.suffix != ".png",
-    )  # fmt: skip
-    assert flags[1:] == (f"--local_datasets=whole,{tmp_path / 'partly'}",)
-
-
 def test_paths_that_are_texts_do_not_change_their_meaning(tmp_path: Path) -> None:
     (tmp_path / "table.csv").touch()
     command = parse([MODEL, "--a_file=table.csv"], start_directory=tmp_path)

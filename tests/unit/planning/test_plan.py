@@ -62,7 +62,7 @@ def test_json_and_back_is_equal(plan: JobPlan) -> None:
     assert again == plan
     assert hash(again) == hash(plan)
     assert again.plan_hash == plan.plan_hash
-    assert JobPlan.from_json(json.loads(plan.to_text())) == plan
+    assert JobPlan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
 
 
 def test_hash_is_the_same_everywhere() -> None:

@@ -112,7 +112,7 @@ def test_manifest_without_files_is_refused() -> None:
 
 def test_empty_tree_is_an_empty_snapshot(tmp_path: Path) -> None:
     assert take_snapshot(tmp_path).files == ()
-    assert "These 0 files travel" in describe_snapshot(tmp_path)
+    assert "These 0 files travel" in describe_snapshot(list_tree(tmp_path))
 
 
 # --- what the tree can hold -----------------------------------------------------------------------------------------
@@ -125,7 +125,7 @@ def test_strange_names_travel(tmp_path: Path) -> None:
     snapshot = take_snapshot(tmp_path)
     assert [file.path for file in snapshot.files] == sorted(names, key=os.fsencode)
     assert Snapshot.from_json(json.loads(json.dumps(snapshot.to_json()))) == snapshot
-    assert "'new\\nline'" in describe_snapshot(tmp_path)
+    assert "'new\\nline'" in describe_snapshot(list_tree(tmp_path))
 
 
 def test_all_paths_that_cannot_travel_are_listed_at_once(tmp_path: Path) -> None:
@@ -181,7 +181,7 @@ def test_link_to_something_ignored_does_not_travel(tree: Path) -> None:
     (tree / "outputs/run1/x").write_text("")
     (tree / "latest").symlink_to("outputs/run1")
     assert [file.path for file in take_snapshot(tree).files] == ["package/module.py", "run.sh"]
-    assert "latest    default: /outputs/ (the link points to outputs/run1)" in describe_snapshot(tree)
+    assert "latest    default: /outputs/ (the link points to outputs/run1)" in describe_snapshot(list_tree(tree))
 
 
 def test_pipes_and_sockets_are_left_out_and_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,7 +189,7 @@ def test_pipes_and_sockets_are_left_out_and_reported(tmp_path: Path, monkeypatch
     os.mkfifo(tmp_path / "pipe")
     with socket.socket(socket.AF_UNIX) as server:
         server.bind("socket")
-        text = describe_snapshot(tmp_path)
+        text = describe_snapshot(list_tree(tmp_path))
         assert take_snapshot(tmp_path).files == ()
     assert text.count("neither a file nor a folder") == 2
 
@@ -266,7 +266,7 @@ def test_nothing_is_written_to_the_tree(tree: Path, cache: Path) -> None:
 
     before = state()
     take_snapshot(tree, cache_folder=cache)
-    describe_snapshot(tree)
+    describe_snapshot(list_tree(tree))
     assert state() == before
 
 
@@ -396,7 +396,7 @@ def test_list_shows_files_bytes_and_rules(tree: Path) -> None:
     (tree / "a.log").write_text("")
     (tree / "package/__pycache__").mkdir()
     sparse(tree / "weights.bin", 1.5)
-    assert describe_snapshot(tree) == (
+    assert describe_snapshot(list_tree(tree)) == (
         "These 4 files travel (1.5 MB):\n"
         "            16   .gitignore\n"
         "             5   package/module.py\n"
