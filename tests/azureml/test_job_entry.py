@@ -19,11 +19,17 @@ from health_ml.run_paths import RunPaths
 
 
 @pytest.fixture
-def environ(azureml: AzureML) -> dict[str, str]:
+def name(request: pytest.FixtureRequest) -> str:
+    """Returns the name of the job, another one in each test: its files stay in the storage."""
+    return str(request.node.name)[:60]
+
+
+@pytest.fixture
+def environ(azureml: AzureML, name: str) -> dict[str, str]:
     """Returns the variables of a node."""
     workspace = azureml.workspace
     return {
-        "AZUREML_RUN_ID": "entering",
+        "AZUREML_RUN_ID": name,
         "AZUREML_SERVICE_ENDPOINT": workspace.data_plane,
         "AZUREML_RUN_TOKEN": azureml.token("https://ml.azure.com"),
         "AZUREML_ARM_SUBSCRIPTION": workspace.subscription_id,
@@ -47,6 +53,11 @@ def checkpoint(tmp_path: Path, epoch: int) -> bytes:
     return path.read_bytes()
 
 
+def leave(azureml: AzureML, environ: dict[str, str], files: dict[str, bytes]) -> None:
+    """Makes the job, with the files that earlier attempts have left."""
+    add_job(azureml, environ["AZUREML_RUN_ID"], files, status="Running")
+
+
 def enter(environ: dict[str, str], paths: RunPaths, **variables: str) -> JobFacts:
     return enter_job(RunEnvironment.from_env({**environ, **variables}), paths, {**environ, **variables})
 
@@ -58,7 +69,12 @@ def new_paths(folder: Path) -> RunPaths:
 
 
 def test_a_first_start_finds_nothing(azureml: AzureML, environ: dict[str, str], tmp_path: Path) -> None:
-    add_job(azureml, "entering", {"outputs/console_logs/logging_now.txt": b"of this very start"}, status="Running")
+    add_job(
+        azureml,
+        environ["AZUREML_RUN_ID"],
+        {"outputs/console_logs/logging_now.txt": b"of this very start"},
+        status="Running",
+    )
     facts = enter(environ, new_paths(tmp_path / "wd"))
     assert facts.attempt == 0
     assert facts.tags("experiment") == {}
@@ -76,7 +92,7 @@ def test_a_restart_gets_record_and_checkpoints_back(azureml: AzureML, environ: d
         "outputs/retry_001/checkpoints/last.ckpt": checkpoint(tmp_path, 5),
         "outputs/other.bin": b"not needed",
     }
-    add_job(azureml, "entering", files, status="Running")
+    leave(azureml, environ, files)
     paths = new_paths(tmp_path / "wd")
     assert enter(environ, paths).attempt == 1
     found = find_recovery_checkpoint(paths.checkpoints)
@@ -94,9 +110,10 @@ def test_a_damaged_checkpoint_of_the_newest_attempt_gives_way_to_that_of_an_olde
 ) -> None:
     files = {
         "outputs/checkpoints/last.ckpt": checkpoint(tmp_path, 1),
+        "outputs/checkpoints/own.ckpt": checkpoint(tmp_path, 0),
         "outputs/retry_001/checkpoints/last.ckpt": checkpoint(tmp_path, 5)[:200],
     }
-    add_job(azureml, "entering", files, status="Running")
+    leave(azureml, environ, files)
     paths = new_paths(tmp_path / "wd")
     enter(environ, paths)
     assert (paths.checkpoints / "last.ckpt").read_bytes() == files["outputs/checkpoints/last.ckpt"]
@@ -105,16 +122,18 @@ def test_a_damaged_checkpoint_of_the_newest_attempt_gives_way_to_that_of_an_olde
 def test_checkpoints_of_which_none_can_be_used_are_an_error(
     azureml: AzureML, environ: dict[str, str], tmp_path: Path
 ) -> None:
-    add_job(azureml, "entering", {"outputs/checkpoints/last.ckpt": b"damaged"}, status="Running")
+    leave(azureml, environ, {"outputs/checkpoints/last.ckpt": b"damaged"})
+    paths = new_paths(tmp_path / "wd")
+    enter(environ, paths)
     with pytest.raises(CheckpointError, match="Cannot continue the training"):
-        enter(environ, new_paths(tmp_path / "wd"))
+        find_recovery_checkpoint(paths.checkpoints)
 
 
 def test_other_nodes_put_checkpoints_where_nobody_collects_them(
     azureml: AzureML, environ: dict[str, str], tmp_path: Path
 ) -> None:
     files = {"outputs/checkpoints/last.ckpt": checkpoint(tmp_path, 1), "outputs/run/tags.jsonl": b"{}\n"}
-    add_job(azureml, "entering", files, status="Running")
+    leave(azureml, environ, files)
     paths = new_paths(tmp_path / "wd")
     enter(environ, paths, NODE_RANK="1", RANK="1", WORLD_SIZE="2")
     assert list(paths.checkpoints.iterdir()) == []
@@ -125,7 +144,9 @@ def test_other_nodes_put_checkpoints_where_nobody_collects_them(
 
 
 def test_what_is_on_the_disk_is_not_replaced(azureml: AzureML, environ: dict[str, str], tmp_path: Path) -> None:
-    add_job(azureml, "entering", {"outputs/checkpoints/last.ckpt": checkpoint(tmp_path, 1)}, status="Running")
+    add_job(
+        azureml, environ["AZUREML_RUN_ID"], {"outputs/checkpoints/last.ckpt": checkpoint(tmp_path, 1)}, status="Running"
+    )
     paths = new_paths(tmp_path / "wd")
     (paths.checkpoints / "last.ckpt").write_bytes(checkpoint(tmp_path, 2))
     paths.record.mkdir()
@@ -142,10 +163,10 @@ def test_a_service_that_does_not_answer_is_an_error_and_one_that_refuses_is_a_wa
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr("health_ml.azure.rest.Patience", lambda: Patience(attempts=2, pause=0.01))
-    add_job(azureml, "entering", {}, status="Running")
-    azureml.misbehave("GET", "*/runs/entering", times=2, status=503)
+    leave(azureml, environ, {})
+    azureml.misbehave("GET", "*/runs/test_*", times=2, status=503)
     with pytest.raises(CheckpointError, match="Cannot find out whether earlier attempts of this job have left"):
         enter(environ, new_paths(tmp_path / "down"))
-    azureml.misbehave("GET", "*/runs/entering", times=2, status=403)
+    azureml.misbehave("GET", "*/runs/test_*", times=2, status=403)
     assert enter(environ, new_paths(tmp_path / "refused")).attempt == 0
     assert "Nothing can be restored from earlier attempts" in caplog.text

@@ -44,19 +44,23 @@ class FormerAttempts:
         """Returns the files of a folder of the outputs, each as the newest attempt has left it, on this disk."""
         return self._fetch(newest_outputs(self.artifacts), folder, outputs)
 
-    def restore_usable(self, folder: str, outputs: Path, is_usable: Callable[[Path], bool]) -> bool:
-        """Returns True after restoring a folder that can be used; looks at older attempts if the newest cannot be.
+    def restore_complete(self, folder: str, outputs: Path, is_complete: Callable[[Path], bool]) -> list[Path]:
+        """Returns the files of a folder of the outputs on this disk, each in its newest version that is complete.
 
-        :param is_usable: Says whether the restored folder can be used.
+        A version that was being collected when the nodes were taken away may lack its end.
+
+        :param is_complete: Says whether a file is complete. One without any complete version stays as it is.
         """
-        last = last_attempt_with(self.artifacts, folder)
-        for attempt in range(-1 if last is None else last, -1, -1):
-            if not self._fetch(newest_outputs(self.artifacts, last_attempt=attempt), folder, outputs):
-                continue
-            if is_usable(outputs / folder):
-                return True
-            logger.warning("What attempt %d has left in outputs/%s cannot be used.", attempt, folder)
-        return False
+        restored = self.restore(folder, outputs)
+        damaged = {path for path in restored if not is_complete(path)}
+        for attempt in range((last_attempt_with(self.artifacts, folder) or 0) - 1, -1, -1):
+            names = {path.relative_to(outputs).as_posix() for path in damaged}
+            older = newest_outputs(self.artifacts, last_attempt=attempt)
+            found = self._fetch({name: older[name] for name in names & set(older)}, folder, outputs)
+            damaged -= {path for path in found if is_complete(path)}
+        for path in sorted(damaged):
+            logger.warning("No attempt has left a complete %s.", path.name)
+        return restored
 
     def _fetch(self, newest: dict[str, Artifact], folder: str, outputs: Path) -> list[Path]:
         files = [

@@ -12,9 +12,9 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from health_ml.azure.blob_reader import BlobReader
 from health_ml.azure.history import RunFacts, RunHistory
 from health_ml.azure.rest import ServiceError
-from health_ml.azure.transfer import BlobDownloader
 
 if TYPE_CHECKING:
     from azure.ai.ml import MLClient
@@ -45,7 +45,7 @@ def stream_logs(client: MLClient, run_id: str, write: Write, *, poll_seconds: fl
 
     :raises RunNotFoundError: If there is no such run.
     """
-    with RunHistory.of_client(client) as history, BlobDownloader() as blobs:
+    with RunHistory.of_client(client) as history, BlobReader() as blobs:
         RunLogs(history, blobs, history.run(run_id)).follow(write, poll_seconds=poll_seconds)
 
 
@@ -82,7 +82,7 @@ class _LogFile:
 class RunLogs:
     """The logs of a run and, if it is a sweep, of its trials."""
 
-    def __init__(self, history: RunHistory, blobs: BlobDownloader, run: RunFacts) -> None:
+    def __init__(self, history: RunHistory, blobs: BlobReader, run: RunFacts) -> None:
         self._history = history
         self._blobs = blobs
         self._run = run

@@ -11,8 +11,8 @@ from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from health_ml.azure.blob_reader import Access
 from health_ml.azure.rest import BearerTokens, Credential
-from health_ml.azure.transfer import Access
 from health_ml.errors import DatasetError, did_you_mean
 
 if TYPE_CHECKING:

@@ -15,7 +15,8 @@ from pathlib import Path
 from health_ml.azure.history import RunFacts, RunHistory
 from health_ml.azure.job_files import FormerAttempts, once
 from health_ml.azure.rest import Patience, ServiceError
-from health_ml.checkpoints.recovery import find_recovery_checkpoint, recovery_folder
+from health_ml.checkpoints.inspect import verify
+from health_ml.checkpoints.recovery import recovery_folder
 from health_ml.deep_learning_config import RunPaths
 from health_ml.environment import RunEnvironment
 from health_ml.errors import CheckpointError
@@ -23,7 +24,7 @@ from health_ml.lightning_container import LightningContainer
 from health_ml.records.lines import read_rows
 from health_ml.records.mirror_state import continue_on_other_disk
 from health_ml.records.reader import latest_status
-from health_ml.settings import CHECKPOINT_FOLDER, RECORD_FOLDER, RECORD_STATUS_FILE
+from health_ml.settings import CHECKPOINT_FOLDER, CHECKPOINT_SUFFIX, RECORD_FOLDER, RECORD_STATUS_FILE
 
 logger = logging.getLogger(__name__)
 
@@ -79,8 +80,8 @@ def _varied(tags: Mapping[str, str]) -> list[str]:
 def enter_job(environment: RunEnvironment, paths: RunPaths, environ: Mapping[str, str]) -> JobFacts:
     """Returns what a run in a job knows about itself, after putting back what its earlier attempts have left.
 
-    :raises CheckpointError: If earlier attempts have left checkpoints, but they cannot be fetched or used: starting
-        from zero next to them is never right.
+    :raises CheckpointError: If nobody can say whether earlier attempts have left checkpoints, or they cannot be
+        fetched: starting from zero next to them is never right.
     """
     known = JobFacts(max(environment.attempt, _attempt_on_disk(paths)))
     if environment.is_child_of_runner:
@@ -131,19 +132,17 @@ def _restore(former: FormerAttempts, environment: RunEnvironment, paths: RunPath
         if is_first and not any(paths.checkpoints.glob("*.ckpt")):
             if environment.node_rank == 0 and former.restore(RECORD_FOLDER, paths.outputs):
                 continue_on_other_disk(paths.record)
-            _restore_checkpoints(former, folder.parent)
+            former.restore_complete(CHECKPOINT_FOLDER, folder.parent, _is_complete)
     return attempts
 
 
-def _restore_checkpoints(former: FormerAttempts, outputs: Path) -> None:
-    problems: list[CheckpointError] = []
-
-    def is_usable(folder: Path) -> bool:
-        try:
-            return find_recovery_checkpoint(folder) is not None
-        except CheckpointError as error:
-            problems.append(error)
-            return False
-
-    if not former.restore_usable(CHECKPOINT_FOLDER, outputs, is_usable) and problems:
-        raise problems[-1]
+def _is_complete(path: Path) -> bool:
+    """Returns False for a checkpoint of which a part is missing or wrong."""
+    if path.suffix != CHECKPOINT_SUFFIX:
+        return True
+    try:
+        verify(path)
+    except CheckpointError as error:
+        logger.warning("%s", error.message)
+        return False
+    return True
