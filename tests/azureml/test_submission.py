@@ -252,6 +252,7 @@ def test_a_job_is_submitted_run_and_followed(project: Path, himl: Himl, azureml:
     assert job.status == "Completed"
     # The runner of this very tree ran, although another one is installed where the stand-in runs jobs.
     assert re.search(rf"the runner is in \S+/{job.name}/attempt_0/node_0/wd/.himl_runner/health_ml/", run.stdout)
+    assert f"\n  status    himl-runner --status={job.name} --cluster=azureml\n" in run.stdout
     status = invoke([f"--status={job.name}", "--cluster=azureml"], folder=project)
     assert status.exit_code == 0, status.stderr
     assert f"Run {job.name}: FINISHED\n  page      https://" in status.stdout

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from health_ml.azure.auth import ARM_SCOPE, CachingCredential, get_credential
@@ -21,10 +22,19 @@ class AzureMLAccount:
     :param workspace: The workspace.
     :param environ: The environment variables of this process.
     :param auth: The only way to sign in; None: any.
+    :param config_path: The file that the user gave to name it, or None.
     """
 
-    def __init__(self, workspace: WorkspaceName, *, environ: Mapping[str, str], auth: str | None = None) -> None:
+    def __init__(
+        self,
+        workspace: WorkspaceName,
+        *,
+        environ: Mapping[str, str],
+        auth: str | None = None,
+        config_path: Path | None = None,
+    ) -> None:
         self.workspace = workspace
+        self.config_path = config_path
         self._environ = environ
         self.credential: CachingCredential = get_credential(environ=environ, auth=auth)
 

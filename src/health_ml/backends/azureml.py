@@ -57,6 +57,12 @@ class AzureMLRunHandle(RunHandle):
         self._page = page
         self._poll_seconds = poll_seconds
 
+    @property
+    def finding_flags(self) -> tuple[str, ...]:
+        """The back end, and the file that names the workspace if it is not the one that is found by itself."""
+        path = self._account.config_path
+        return ("--cluster=azureml", *([f"--workspace_config_path={path}"] if path else []))
+
     def facts(self) -> dict[str, str]:
         """Returns the page of the job in the studio."""
         from health_ml.azure.jobs import get_job

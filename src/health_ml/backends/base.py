@@ -51,6 +51,11 @@ class RunHandle(ABC):
     def __init__(self, run_id: str) -> None:
         self.run_id = run_id
 
+    @property
+    def finding_flags(self) -> tuple[str, ...]:
+        """The flags that ``--attach`` and the like need besides the id, to look in the right place."""
+        return ()
+
     def facts(self) -> dict[str, str]:
         """Returns what a user wants to know about where the run is, by a word for each: folder, page and so on."""
         return {}

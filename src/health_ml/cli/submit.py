@@ -162,7 +162,7 @@ def check_travelling(regression_test_folder: Path | None, snapshot: Snapshot, fo
 
 def submitted_text(handle: RunHandle, backend: Backend, *, output_to: Path | None) -> str:
     """Returns what the user has to know about a job that was just submitted."""
-    store = _store_flag(output_to)
+    store = _finding_flags(handle, output_to)
     rows = [("follow", "attach"), ("status", "status"), ("cancel", "cancel")]
     lines = [f"Submitted run {handle.run_id} to {backend.name}."]
     lines += [f"  {name:<10}{text}" for name, text in handle.facts().items()]
@@ -170,8 +170,10 @@ def submitted_text(handle: RunHandle, backend: Backend, *, output_to: Path | Non
     return "\n".join(lines)
 
 
-def _store_flag(output_to: Path | None) -> str:
-    return f" --output_to={shlex.quote(str(output_to))}" if output_to else ""
+def _finding_flags(handle: RunHandle, output_to: Path | None) -> str:
+    """Returns the flags without which another command does not find a run."""
+    flags = [*handle.finding_flags, *([f"--output_to={output_to}"] if output_to else [])]
+    return "".join(f" {shlex.quote(flag)}" for flag in flags)
 
 
 def follow(handle: RunHandle, write: Write, *, output_to: Path | None = None) -> int:
@@ -183,7 +185,7 @@ def follow(handle: RunHandle, write: Write, *, output_to: Path | None = None) ->
         handle.stream(write)
         status = handle.wait()
     except KeyboardInterrupt:
-        store = _store_flag(output_to)
+        store = _finding_flags(handle, output_to)
         write(
             f"\nRun {handle.run_id} goes on. himl-runner --attach={handle.run_id}{store} follows it, "
             f"himl-runner --cancel={handle.run_id}{store} ends it."
