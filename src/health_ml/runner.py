@@ -211,13 +211,17 @@ def _run_experiment(
     is_job = bool(draft.config.cluster) and not environment.is_in_azureml
     is_started_here = not (command.only_plans or is_job)
     with ExitStack() as stack:
-        mirror, warm = None, None
+        mirror, warm, early = None, None, None
         if is_started_here and draft.asks_for_several and not environment.is_trial:
             from health_ml.cli.fan_out_here import warm_processes
 
             warm = stack.enter_context(warm_processes(draft, place))
         elif is_started_here:
             mirror = stack.enter_context(_waiting_mirror(draft, environment, place.project_root))
+        elif is_job and not command.only_plans:
+            from health_ml.cli.early import early_backend
+
+            early = stack.enter_context(early_backend(draft, place))
         with exiting_with(EXIT_USAGE):
             parsed = complete(draft, arguments, environment=environment)
         configure_logging(parsed.experiment_config.log_level, environment.local_rank)
@@ -228,7 +232,7 @@ def _run_experiment(
         if command.only_plans or is_job or parsed.search_space is not None:
             from health_ml.cli.launch import launch
 
-            return launch(parsed, command, place, is_job=is_job, warm=warm, write=_print)
+            return launch(parsed, command, place, is_job=is_job, warm=warm, early=early, write=_print)
         from health_ml.backends.in_process import run_in_process
         from health_ml.cli.submit import plan_for_record
 

@@ -223,7 +223,10 @@ def test_unchanged_code_needs_four_requests(himl: Himl, azureml: AzureML) -> Non
     submitted(himl(), azureml)
     count, blobs = len(azureml.received()), len(azureml.blob_requests())
     submitted(himl(), azureml)
-    names = [(request.method, request.path.split("/")[9]) for request in azureml.received()[count:]]
+    again = azureml.received()[count:]
+    assert len([request for request in again if request.path.endswith("/token")]) == 1
+    control = [request for request in again if request.matches("*", "management.azure.com/*")]
+    names = [(request.method, request.path.split("/")[9]) for request in control]
     assert names == [("GET", "computes"), ("PUT", "environments"), ("GET", "codes"), ("PUT", "jobs")]
     assert len(azureml.blob_requests()) == blobs
 
@@ -252,6 +255,7 @@ def test_a_job_is_submitted_run_and_followed(project: Path, himl: Himl, azureml:
     assert job.status == "Completed"
     # The runner of this very tree ran, although another one is installed where the stand-in runs jobs.
     assert re.search(rf"the runner is in \S+/{job.name}/attempt_0/node_0/wd/.himl_runner/health_ml/", run.stdout)
+    assert f"\n  status    himl-runner --status={job.name} --cluster=azureml\n" in run.stdout
     status = invoke([f"--status={job.name}", "--cluster=azureml"], folder=project)
     assert status.exit_code == 0, status.stderr
     assert f"Run {job.name}: FINISHED\n  page      https://" in status.stdout
@@ -374,7 +378,7 @@ def test_an_upload_that_fails_leaves_no_job_and_can_be_repeated(
     (project / "new.txt").write_text("content of this test alone")
     azureml.misbehave("PUT", "*.blob.core.windows.net/*", status=503, times=-1)
     run = himl()
-    assert run.exit_code == 1
+    assert run.exit_code == 2
     assert "503" in run.stderr
     assert azureml.received("PUT", "*/codes/*") == azureml.received("PUT", "*/jobs/*") == []
     azureml.cloud.misbehaviour.troubles.clear()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from health_ml.azure.auth import CachingCredential, get_credential
+from health_ml.azure.auth import ARM_SCOPE, CachingCredential, get_credential
 from health_ml.azure.client import WorkspaceName, azure_errors, connect
 
 if TYPE_CHECKING:
@@ -20,10 +22,19 @@ class AzureMLAccount:
     :param workspace: The workspace.
     :param environ: The environment variables of this process.
     :param auth: The only way to sign in; None: any.
+    :param config_path: The file that the user gave to name it, or None.
     """
 
-    def __init__(self, workspace: WorkspaceName, *, environ: Mapping[str, str], auth: str | None = None) -> None:
+    def __init__(
+        self,
+        workspace: WorkspaceName,
+        *,
+        environ: Mapping[str, str],
+        auth: str | None = None,
+        config_path: Path | None = None,
+    ) -> None:
         self.workspace = workspace
+        self.config_path = config_path
         self._environ = environ
         self.credential: CachingCredential = get_credential(environ=environ, auth=auth)
 
@@ -32,8 +43,26 @@ class AzureMLAccount:
         """The client of the SDK."""
         return connect(self.workspace, environ=self._environ, credential=self.credential)
 
+    def warm_up(self) -> None:
+        """Signs in, if that needs nobody, and loads the SDK: what takes longest of all that follows."""
+        self.credential.prefetch(ARM_SCOPE)
+        with quiet_sdk():
+            _ = self.client
+
     @contextmanager
     def errors(self, doing: str) -> Iterator[None]:
-        """Turns the errors of the SDK into ours."""
-        with azure_errors(doing, self.workspace, credential=self.credential):
+        """Turns the errors of the SDK into ours, and keeps its advice to programmers from the user."""
+        with azure_errors(doing, self.workspace, credential=self.credential), quiet_sdk():
             yield
+
+
+@contextmanager
+def quiet_sdk() -> Iterator[None]:
+    """Keeps back what the SDK has to say about its own classes ("experimental", "deprecated")."""
+    sdk = logging.getLogger("azure.ai.ml")
+    before = sdk.level
+    sdk.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        sdk.setLevel(before)

@@ -85,6 +85,25 @@ class CachingCredential:
             self._tokens[key] = token
             return token
 
+    def prefetch(self, scope: str) -> None:
+        """Fetches a token ahead if no person has to be asked; what goes wrong is said when it is needed."""
+        from azure.core.exceptions import AzureError
+
+        with self._lock, _quiet_sdk():
+            for method in (method for method in self._methods if method not in INTERACTIVE):
+                try:
+                    credential = self._methods[method]()
+                    token = credential.get_token(scope)
+                except _NotAvailableError:
+                    continue
+                except (AzureError, ValueError):
+                    if method in CONFIGURED_ON_PURPOSE:
+                        return
+                else:
+                    self.method, self._credential = method, credential
+                    self._tokens[scope, None] = token
+                    return
+
     def close(self) -> None:
         """Closes the connections of the method in use."""
         close = getattr(self._credential, "close", None)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from health_ml.azure.auth import ARM_SCOPE, CachingCredential, get_credential
+from health_ml.environment import paused_garbage_collection
 from health_ml.errors import AuthenticationError, HimlError, WorkspaceError, join_choices
 
 if TYPE_CHECKING:
@@ -100,7 +101,8 @@ def connect(
     :raises AuthenticationError: If there is no such method.
     """
     credential = credential or get_credential(environ=environ, auth=auth)
-    from azure.ai.ml import MLClient
+    with paused_garbage_collection():
+        from azure.ai.ml import MLClient
 
     return MLClient(
         credential, workspace.subscription_id, workspace.resource_group, workspace.name, enable_telemetry=False,

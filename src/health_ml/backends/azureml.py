@@ -57,6 +57,12 @@ class AzureMLRunHandle(RunHandle):
         self._page = page
         self._poll_seconds = poll_seconds
 
+    @property
+    def finding_flags(self) -> tuple[str, ...]:
+        """The back end, and the file that names the workspace if it is not the one that is found by itself."""
+        path = self._account.config_path
+        return ("--cluster=azureml", *([f"--workspace_config_path={path}"] if path else []))
+
     def facts(self) -> dict[str, str]:
         """Returns the page of the job in the studio."""
         from health_ml.azure.jobs import get_job
@@ -118,6 +124,7 @@ class AzureMLBackend(Backend):
     name: ClassVar[str] = "azureml"
     job_flags: ClassVar[frozenset[str]] = JOB_FLAGS - {"strictly_aml_v1"}
     idle_flags: ClassVar[frozenset[str]] = frozenset({"fail_fast", "output_to"})
+    warms_up: ClassVar[bool] = True
     needs_software: ClassVar[bool] = True
 
     def __init__(self, account: AzureMLAccount, cluster: str = "", *, poll_seconds: float = POLL_SECONDS) -> None:
@@ -142,6 +149,10 @@ class AzureMLBackend(Backend):
             workspace, environ=process_environment(), auth=config.auth.value if config.auth else None
         )
         return cls(account, context.target)
+
+    def warm_up(self) -> None:
+        """Signs in, if that needs nobody, and loads the SDK."""
+        self._account.warm_up()
 
     def render(self, plan: JobPlan) -> Request:
         """Returns the body of the request that creates the job, with names where only the service knows ids.

@@ -51,6 +51,11 @@ class RunHandle(ABC):
     def __init__(self, run_id: str) -> None:
         self.run_id = run_id
 
+    @property
+    def finding_flags(self) -> tuple[str, ...]:
+        """The flags that ``--attach`` and the like need besides the id, to look in the right place."""
+        return ()
+
     def facts(self) -> dict[str, str]:
         """Returns what a user wants to know about where the run is, by a word for each: folder, page and so on."""
         return {}
@@ -104,6 +109,8 @@ class Backend(ABC):
     """Further flags that have no effect here."""
     is_on_this_machine: ClassVar[bool] = False
     """True if jobs read the files of this machine, so that datasets and checkpoints are folders and files here."""
+    warms_up: ClassVar[bool] = False
+    """True if ``warm_up`` is worth a thread; ``create`` then has to be cheap and must not depend on the model."""
     needs_software: ClassVar[bool] = False
     """True if jobs run in an environment that has to be described; False if they use what is installed."""
 
@@ -114,6 +121,10 @@ class Backend(ABC):
 
         :raises HimlError: If there is no such cluster, or no access to it.
         """
+
+    def warm_up(self) -> None:
+        """Does ahead, in a thread of its own, what ``submit`` will need. Raises nothing, and asks nobody anything."""
+        return  # a back end that says warms_up has something to do here
 
     @abstractmethod
     def render(self, plan: JobPlan) -> Request:

@@ -11,6 +11,7 @@ from health_ml.cli.given import absolute
 from health_ml.cli.groups import container_parameters
 from health_ml.cli.precedence import changed_names, is_same, values_of
 from health_ml.deep_learning_config import CONTAINER_PARAMETER_GROUPS, DatasetParams, OutputParams, parameters_of
+from health_ml.environment import paused_garbage_collection
 from health_ml.errors import ArgumentsError, HimlError
 
 if TYPE_CHECKING:
@@ -44,7 +45,8 @@ def _load_container(draft: Draft) -> LightningContainer:
         )
     from health_ml.cli.model_search import create_container, find_container  # the model imports torch
 
-    container = create_container(find_container(draft.config.model, folder=draft.start_directory))
+    with paused_garbage_collection():
+        container = create_container(find_container(draft.config.model, folder=draft.start_directory))
     names = container_parameters(container)
     _warn_about_hidden_parameters(container, set(parameters_of(container)) - set(names))
     built = values_of(container, names)

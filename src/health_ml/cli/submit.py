@@ -14,22 +14,18 @@ from health_ml.backends.registry import load_backend, parse_cluster
 from health_ml.cli.job_needs import named_software, read_compute, read_software
 from health_ml.cli.parse import ParsedCommand
 from health_ml.cli.planner import plan_job, travelling_state, travels_with
-from health_ml.environment import Place, process_environment
+from health_ml.environment import Place, paused_garbage_collection, process_environment
 from health_ml.errors import EXIT_USAGE, PlanError, SnapshotError, exiting_with
 from health_ml.planning.plan import JobPlan
 from health_ml.planning.provenance import GitState, read_git_state
 from health_ml.planning.secret_files import check_secret_files
-from health_ml.planning.snapshot import (
-    Snapshot,
-    hash_cache_folder,
-    take_snapshot,
-    user_cache_folder,
-)
+from health_ml.planning.snapshot import Snapshot, hash_cache_folder, take_snapshot, user_cache_folder
 from health_ml.records.encoding import encode_value
 from health_ml.settings import MLFLOW_DATABASE, MLFLOW_DATABASE_LOCK, OUTPUTS_FOLDER
 
 if TYPE_CHECKING:
     from health_ml.cli.command_line import CommandLine
+    from health_ml.cli.early import EarlyBackend
     from health_ml.cli.rerun import Repetition
 
 logger = logging.getLogger(__name__)
@@ -37,13 +33,16 @@ logger = logging.getLogger(__name__)
 Write = Callable[[str], object]
 
 
-def submit_job(parsed: ParsedCommand, place: Place, *, write: Write) -> int:
+def submit_job(parsed: ParsedCommand, place: Place, *, write: Write, early: EarlyBackend | None = None) -> int:
     """Submits the job that a command line asks for, and returns the exit code of the command.
+
+    :param early: The back end, if it was made before the model was imported.
 
     :raises HimlError: If the job was refused; nothing is left behind then.
     """
-    with exiting_with(EXIT_USAGE):
-        backend = _backend(parsed, place)
+    with exiting_with(EXIT_USAGE), paused_garbage_collection():
+        fits = early is not None and early.fits(parsed.experiment_config)
+        backend = early.backend if early is not None and fits else _backend(parsed, place)
         plan, git_state = _plan_with_snapshot(parsed, place, backend, is_stored=True)
         handle = backend.submit(backend.render(plan), git_state=git_state)
     write(submitted_text(handle, backend, output_to=parsed.container.output_to))
@@ -163,7 +162,7 @@ def check_travelling(regression_test_folder: Path | None, snapshot: Snapshot, fo
 
 def submitted_text(handle: RunHandle, backend: Backend, *, output_to: Path | None) -> str:
     """Returns what the user has to know about a job that was just submitted."""
-    store = _store_flag(output_to)
+    store = _finding_flags(handle, output_to)
     rows = [("follow", "attach"), ("status", "status"), ("cancel", "cancel")]
     lines = [f"Submitted run {handle.run_id} to {backend.name}."]
     lines += [f"  {name:<10}{text}" for name, text in handle.facts().items()]
@@ -171,8 +170,10 @@ def submitted_text(handle: RunHandle, backend: Backend, *, output_to: Path | Non
     return "\n".join(lines)
 
 
-def _store_flag(output_to: Path | None) -> str:
-    return f" --output_to={shlex.quote(str(output_to))}" if output_to else ""
+def _finding_flags(handle: RunHandle, output_to: Path | None) -> str:
+    """Returns the flags without which another command does not find a run."""
+    flags = [*handle.finding_flags, *([f"--output_to={output_to}"] if output_to else [])]
+    return "".join(f" {shlex.quote(flag)}" for flag in flags)
 
 
 def follow(handle: RunHandle, write: Write, *, output_to: Path | None = None) -> int:
@@ -184,7 +185,7 @@ def follow(handle: RunHandle, write: Write, *, output_to: Path | None = None) ->
         handle.stream(write)
         status = handle.wait()
     except KeyboardInterrupt:
-        store = _store_flag(output_to)
+        store = _finding_flags(handle, output_to)
         write(
             f"\nRun {handle.run_id} goes on. himl-runner --attach={handle.run_id}{store} follows it, "
             f"himl-runner --cancel={handle.run_id}{store} ends it."
