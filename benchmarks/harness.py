@@ -27,6 +27,7 @@ BENCHMARKS = (
     "snapshot",
     "two_nodes",
     "fan_out",
+    "azureml_submission",
 )
 """Names of the benchmarks, in the order in which they run."""
 

@@ -14,7 +14,7 @@ from tests.azureml.service import AzureML
 from health_ml.azure.auth import get_credential
 from health_ml.azure.client import WorkspaceName, connect
 from health_ml.azure.code_upload import CodeUpload, UploadReport, memory_file
-from health_ml.azure.job_code import MAX_SINGLE_FILES, JobCode, job_code, layout
+from health_ml.azure.job_code import KEPT_SINGLE_FILES, JobCode, job_code, layout
 from health_ml.azure.job_start import prepare
 from health_ml.azure.rest import ARM_ADDRESS, Patience, RestClient
 from health_ml.azure.storage import permission_for
@@ -148,14 +148,14 @@ def test_where_the_version_before_is_gone_everything_is_sent(sender: Sender) -> 
     assert sender.send().copied_blobs == 0
 
 
-def test_thousands_of_files_need_hundreds_of_requests(sender: Sender, tmp_path: Path) -> None:
+def test_thousands_of_files_need_few_requests(sender: Sender, tmp_path: Path) -> None:
     for number in range(3000):
         folder = sender.folder / f"part_{number % 7}"
         folder.mkdir(exist_ok=True)
         (folder / f"{number}.csv").write_text(f"{number}\n")
     (sender.folder / "train.py").write_text("print()\n")
     report = sender.send()
-    assert report.sent_blobs <= MAX_SINGLE_FILES + 16
+    assert report.sent_blobs <= KEPT_SINGLE_FILES + 8
     stored = sender.stored(report)
     assert stored["train.py"] == b"print()\n", "what a person reads stays a file"
     assert sender.arrived(report, tmp_path / "node") == sender.local()
@@ -163,7 +163,7 @@ def test_thousands_of_files_need_hundreds_of_requests(sender: Sender, tmp_path: 
     (sender.folder / packed.path).write_text("changed\n")
     again = sender.send()
     assert again.sent_blobs == 1, "the one archive that holds the file"
-    assert again.sent_bytes < 60_000
+    assert again.sent_bytes < 200_000
     assert sender.arrived(again, tmp_path / "again") == sender.local()
 
 

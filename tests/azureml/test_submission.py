@@ -261,6 +261,16 @@ def test_a_job_is_submitted_run_and_followed(project: Path, himl: Himl, azureml:
     assert f"Run {job.name}: FINISHED\n  page      https://" in status.stdout
 
 
+def test_the_workspace_can_be_named(project: Path, himl: Himl, azureml: AzureML) -> None:
+    (project / "config.json").rename(project / "mine.json")
+    assert "No AzureML workspace is named" in himl().stderr
+    run = himl("--workspace_config_path=mine.json", "--auth=environment")
+    assert f"--cluster=azureml --workspace_config_path={project}/mine.json" in run.stdout, run.stderr
+    refused = himl("--workspace_config_path=mine.json", "--auth=workload_identity")
+    assert "workload_identity:  AZURE_FEDERATED_TOKEN_FILE is not set" in refused.stderr
+    assert "environment:" not in refused.stderr
+
+
 def test_a_search_gets_its_values(himl: Himl, azureml: AzureML) -> None:
     space = "--sweep=random_seed=3,4 trainer.gradient_clip_val=0.5 tag=choice(a b,c)"
     job = submitted(himl(space, "--tracking_uri=none"), azureml)

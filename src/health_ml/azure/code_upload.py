@@ -264,10 +264,8 @@ class BlobWriter:
         self._report.add_sent(file.size)
 
     def _blocks(self, blob: StoredBlob) -> Iterator[bytes]:
-        source = self._code.sources[blob.members[0].path]
-        assert isinstance(source, Path)
         try:
-            with source.open("rb", buffering=0) as stream:
+            with self._code.place(blob.members[0]).open("rb", buffering=0) as stream:
                 while content := stream.read(BLOCK_BYTES):
                     yield content
         except OSError as error:

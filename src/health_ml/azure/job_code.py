@@ -15,7 +15,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import health_ml
 from health_ml.azure import job_start
@@ -23,12 +23,27 @@ from health_ml.errors import SnapshotError
 from health_ml.planning.snapshot import EXECUTABLE_MODE, PLAIN_MODE, Snapshot, SnapshotFile, take_snapshot
 
 LAYOUT_VERSION = 1
-MAX_SINGLE_FILES = 400
+MAX_SINGLE_FILES = 1000
 """Up to so many small files each are a blob of their own."""
+KEPT_SINGLE_FILES = 64
+"""Where there are more, so many of them still are."""
 PACKED_BELOW = 1 << 20
-FILES_PER_PACK = 256
-READABLE_SUFFIXES = frozenset(
-    (".py", ".ipynb", ".sh", ".yml", ".yaml", ".toml", ".cfg", ".ini", ".json", ".md", ".rst", ".txt", ".r", ".jl")
+FILES_PER_PACK = 1024
+READABLE_SUFFIXES = (
+    ".py",
+    ".ipynb",
+    ".sh",
+    ".yml",
+    ".yaml",
+    ".toml",
+    ".cfg",
+    ".ini",
+    ".json",
+    ".md",
+    ".rst",
+    ".txt",
+    ".r",
+    ".jl",
 )
 _RUNNER_SOURCE = f"{job_start.FOLDER}/{job_start.PACKAGE}/"
 _ZIP_TIME = (1980, 1, 1, 0, 0, 0)
@@ -39,11 +54,15 @@ class JobCode:
     """The files of a job.
 
     :param files: The manifest, in the order of the paths.
-    :param sources: Where the content of each file is: a file of this machine, or the content itself.
+    :param folder: Folder of the user's files.
+    :param package: Folder of the runner's source.
+    :param own: The files that exist nowhere else, with their content.
     """
 
     files: tuple[SnapshotFile, ...]
-    sources: Mapping[str, Path | bytes]
+    folder: Path
+    package: Path
+    own: Mapping[str, bytes]
 
     @cached_property
     def content_hash(self) -> str:
@@ -51,14 +70,19 @@ class JobCode:
         text = f"health_ml code {LAYOUT_VERSION} {Snapshot(self.files).content_hash}"
         return hashlib.sha256(text.encode()).hexdigest()
 
+    def place(self, file: SnapshotFile) -> Path:
+        """Returns where a file is on this machine."""
+        if file.path.startswith(_RUNNER_SOURCE):
+            return self.package / file.path.removeprefix(_RUNNER_SOURCE)
+        return self.folder / file.path
+
     def read(self, file: SnapshotFile) -> bytes:
         """Returns the content of a file.
 
         :raises SnapshotError: If it is not what the manifest says any more.
         """
-        source = self.sources[file.path]
         try:
-            content = source if isinstance(source, bytes) else source.read_bytes()
+            content = self.own[file.path] if file.path in self.own else self.place(file).read_bytes()
         except OSError as error:
             raise changed(file) from error
         if hashlib.sha256(content).hexdigest() != file.sha256:
@@ -96,40 +120,40 @@ def job_code(snapshot: Snapshot, folder: Path, *, has_runner: bool, cache_folder
     :param cache_folder: Where hashes of files are remembered.
     :raises SnapshotError: If a file of the user has the name of one of ours.
     """
-    taken = [file.path for file in snapshot.files if PurePosixPath(file.path).parts[0] == job_start.FOLDER]
+    taken = [file.path for file in snapshot.files if file.path.startswith(f"{job_start.FOLDER}/")]
     if taken:
         raise SnapshotError(
             f"The folder {job_start.FOLDER} belongs to himl-runner, and cannot travel with your code: {taken[0]}.",
             "Remove it, or name it in .amlignore.",
         )
     files = list(snapshot.files)
-    sources: dict[str, Path | bytes] = {file.path: folder / file.path for file in files}
+    package = Path(health_ml.__file__).parent
     if not has_runner:
-        package = Path(health_ml.__file__).parent
-        for file in take_snapshot(package, cache_folder=cache_folder).files:
-            path = _RUNNER_SOURCE + file.path
-            files.append(file._replace(path=path))
-            sources[path] = package / file.path
+        source = take_snapshot(package, cache_folder=cache_folder)
+        files += [file._replace(path=_RUNNER_SOURCE + file.path) for file in source.files]
     executables = [file.path for file in snapshot.files if file.mode == EXECUTABLE_MODE]
     own = {job_start.START_FILE: Path(job_start.__file__).read_bytes()}
     if executables:
         own[job_start.EXECUTABLES_FILE] = json.dumps(executables).encode()
     for path, content in own.items():
         files.append(SnapshotFile(path, len(content), PLAIN_MODE, hashlib.sha256(content).hexdigest()))
-        sources[path] = content
-    return JobCode(tuple(sorted(files, key=lambda file: file.path.encode())), sources)
+    return JobCode(tuple(sorted(files, key=lambda file: file.path.encode())), folder, package, own)
 
 
 def layout(code: JobCode) -> list[StoredBlob]:
     """Returns the blobs that hold the files."""
     runner = tuple(file for file in code.files if file.path.startswith(_RUNNER_SOURCE))
     others = [file for file in code.files if not file.path.startswith(_RUNNER_SOURCE)]
-    small = sorted((file for file in others if file.size < PACKED_BELOW), key=_rank)
-    singles = [file for file in others if file.size >= PACKED_BELOW] + small[:MAX_SINGLE_FILES]
+    small = [file for file in others if file.size < PACKED_BELOW]
+    kept = len(small)
+    if len(small) > MAX_SINGLE_FILES:
+        kept = KEPT_SINGLE_FILES
+        small.sort(key=_rank)
+    singles = [file for file in others if file.size >= PACKED_BELOW] + small[:kept]
     blobs = [StoredBlob(file.path, file.sha256, (file,)) for file in singles]
     if runner:
         blobs.append(StoredBlob(f"{job_start.PACKS_FOLDER}/runner.zip", _identity(runner), runner, is_pack=True))
-    return sorted([*blobs, *_packs(small[MAX_SINGLE_FILES:])], key=lambda blob: blob.name)
+    return sorted([*blobs, *_packs(small[kept:])], key=lambda blob: blob.name)
 
 
 def pack(code: JobCode, blob: StoredBlob) -> bytes:
@@ -154,10 +178,9 @@ def changed(file: SnapshotFile) -> SnapshotError:
 
 def _rank(file: SnapshotFile) -> tuple[bool, bool, int, bytes]:
     """Returns the place of a file among those that shall stay files: what starts a job, then what people look at."""
-    path = PurePosixPath(file.path)
     is_needed = file.path in (job_start.START_FILE, job_start.EXECUTABLES_FILE)
-    is_readable = path.suffix.lower() in READABLE_SUFFIXES
-    return not is_needed, not is_readable, len(path.parts), file.path.encode()
+    is_readable = file.path.lower().endswith(READABLE_SUFFIXES)
+    return not is_needed, not is_readable, file.path.count("/"), file.path.encode()
 
 
 def _packs(files: Sequence[SnapshotFile]) -> list[StoredBlob]:

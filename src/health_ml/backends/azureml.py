@@ -146,7 +146,10 @@ class AzureMLBackend(Backend):
             environ=process_environment(),
         )
         account = AzureMLAccount(
-            workspace, environ=process_environment(), auth=config.auth.value if config.auth else None
+            workspace,
+            environ=process_environment(),
+            auth=config.auth.value if config.auth else None,
+            config_path=config.workspace_config_path,
         )
         return cls(account, context.target)
 
