@@ -72,6 +72,10 @@ class Contract:
         return checker.problems
 
 
+FRACTIONS = frozenset({"slackAmount", "slackFactor"})
+"""Numbers with a decimal point in the service's specification. The definitions are those of Bicep, which has none."""
+
+
 class Definitions:
     """The types of one api-version, a list whose entries refer to each other by index."""
 
@@ -118,10 +122,16 @@ class _Checker:
         elif name == "StringLiteralType":
             if value != kind["value"]:
                 self._complain(path, f"{value!r} is not {kind['value']!r}")
-        elif name == "IntegerType" and (not isinstance(value, int) or isinstance(value, bool)):
-            self._complain(path, f"a whole number is needed, not {value!r}")
+        elif name == "IntegerType":
+            self._check_number(value, path)
         elif name == "BooleanType" and not isinstance(value, bool):
             self._complain(path, f"true or false is needed, not {value!r}")
+
+    def _check_number(self, value: Any, path: str) -> None:
+        numbers = (int, float) if path.rpartition(".")[2] in FRACTIONS else (int,)
+        if not isinstance(value, numbers) or isinstance(value, bool):
+            wanted = "number" if float in numbers else "whole number"
+            self._complain(path, f"a {wanted} is needed, not {value!r}")
 
     def _check_text(self, kind: dict[str, Any], value: Any, path: str) -> None:
         if not isinstance(value, str):

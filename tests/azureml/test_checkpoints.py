@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from tests.azureml.service import AzureML
-from tests.azureml.test_downloads import add_job
+from tests.azureml.test_downloads import SWEEP_BODY, add_job
 
 from health_ml.azure.checkpoints import checkpoint_stores
 from health_ml.checkpoints.fetch import resolve_checkpoint
@@ -83,7 +83,7 @@ def test_a_missing_file_is_named_with_those_that_exist(
     add_job(azureml, "bare", {"outputs/a.txt": b""})
     with pytest.raises(CheckpointError, match="It has no checkpoints at all"):
         resolve("bare", project, environ)
-    sweep = add_job(azureml, "search_run", {}, body={"jobType": "Sweep"})
+    sweep = add_job(azureml, "search_run", {}, body=SWEEP_BODY)
     sweep.children = ["search_run_0"]
     add_job(azureml, "search_run_0", {}, parent="search_run")
     with pytest.raises(CheckpointError, match="It is a search: give the id of a trial, like search_run_0"):

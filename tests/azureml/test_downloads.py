@@ -16,6 +16,7 @@ from health_ml.azure.rest import Patience, ServiceError
 from health_ml.azure.transfer import BlobDownloader, RemoteFile
 from health_ml.errors import OutputError, RunNotFoundError
 
+SWEEP_BODY = {"jobType": "Sweep", "searchSpace": {}, "samplingAlgorithm": {"samplingAlgorithmType": "Grid"}}
 QUICK = Patience(attempts=3, pause=0.05, longest_pause=0.2, connect_seconds=5, read_seconds=5)
 
 
@@ -70,7 +71,7 @@ def test_a_pattern_is_about_paths_in_the_run_or_in_its_outputs(azureml: AzureML,
 def test_each_trial_of_a_sweep_has_a_folder_of_its_own(azureml: AzureML, client: Any, tmp_path: Path) -> None:
     azureml.cloud.page_size = 2
     names = [f"sweep_{index}" for index in range(3)]
-    sweep = add_job(azureml, "sweep", {"outputs/parent.txt": b"parent"}, body={"jobType": "Sweep"})
+    sweep = add_job(azureml, "sweep", {"outputs/parent.txt": b"parent"}, body=SWEEP_BODY)
     sweep.children = names
     for name in names:
         add_job(azureml, name, {"outputs/value.txt": name.encode()}, parent="sweep")

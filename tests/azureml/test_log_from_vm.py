@@ -119,7 +119,6 @@ def test_what_a_lost_network_has_held_up_is_carried_over_later(
     assert "--sync=" in done.stdout
     azureml.cloud.misbehaviour.troubles.remove(trouble)
     (folder,) = project.glob("outputs/*")
-    # In a process of its own: in this one, this folder of tests hides the package azureml from MLflow's plugin.
     command = [sys.executable, "-m", "health_ml.runner", f"--sync={folder.name}"]
     synced = subprocess.run(command, cwd=project, capture_output=True, text=True, timeout=120, check=False)
     assert synced.returncode == 0, synced.stderr

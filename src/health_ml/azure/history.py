@@ -204,7 +204,7 @@ def data_plane_address(workspace: str, credential: Credential, patience: Patienc
 def workspace_tracking_uri(workspace: str, credential: Credential, patience: Patience | None = None) -> str:
     """Returns the address under which MLflow logs to a workspace."""
     host = data_plane_address(workspace, credential, patience).removeprefix("https://")
-    return f"azureml://{host}/mlflow/v1.0{workspace}"
+    return f"azureml://{host}/mlflow/v2.0{workspace}"
 
 
 def _facts(record: Mapping[str, Any]) -> RunFacts:
