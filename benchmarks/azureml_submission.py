@@ -15,8 +15,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.azureml.service import AzureML, start_stand_in
-
 from benchmarks.harness import Row
 from health_ml.azure.account import AzureMLAccount
 from health_ml.azure.client import WorkspaceName
@@ -24,6 +22,7 @@ from health_ml.backends.azureml import AzureMLBackend
 from health_ml.environment import environment_variables
 from health_ml.planning.plan import JobPlan, PlannedLimits, PlannedSoftware
 from health_ml.planning.snapshot import hash_cache_folder, take_snapshot
+from tests.azureml.service import AzureML, start_stand_in
 
 FILES = 10_000
 LINES_PER_FILE = 250

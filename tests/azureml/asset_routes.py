@@ -7,6 +7,7 @@ import uuid
 from typing import TYPE_CHECKING, Any
 
 import yaml
+
 from tests.azureml.errors import bad_request, not_found
 from tests.azureml.resources import ARM, W, long_uri, paged, resource
 from tests.azureml.state import Asset

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from tests.azureml.fixtures import azureml, azureml_process
 from tests.azureml.service import AzureML
 

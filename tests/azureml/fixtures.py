@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+
 from tests.azureml.azurite import AzuriteMissingError
 from tests.azureml.service import AzureML, start_stand_in
 

@@ -6,6 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from health_ml.azure.account import AzureMLAccount
+from health_ml.azure.client import WorkspaceName
+from health_ml.backends.azureml import AzureMLBackend
 from tests.azureml.service import AzureML
 from tests.contract.adapters import Adapter
 from tests.contract.test_backends import (
@@ -17,10 +21,6 @@ from tests.contract.test_backends import (
     test_the_plan_of_a_request_survives_json,
     test_two_submissions_never_share_a_run,
 )
-
-from health_ml.azure.account import AzureMLAccount
-from health_ml.azure.client import WorkspaceName
-from health_ml.backends.azureml import AzureMLBackend
 
 __all__ = [
     "test_a_run_can_be_followed_and_cancelled_from_elsewhere",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from benchmarks.azureml_submission import compare
 from tests.azureml.service import AzureML
 

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.azureml.service import AzureML
-from tests.azureml.test_downloads import SWEEP_BODY, add_job
 
 from health_ml.azure.checkpoints import checkpoint_stores
 from health_ml.checkpoints.fetch import resolve_checkpoint
 from health_ml.checkpoints.parser import CheckpointParser
 from health_ml.errors import CheckpointError, HimlError, RunNotFoundError, WorkspaceError
 from health_ml.testing import invoke
+from tests.azureml.service import AzureML
+from tests.azureml.test_downloads import SWEEP_BODY, add_job
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.azureml.service import AzureML
 
 from health_ml.azure.auth import get_credential
 from health_ml.azure.client import WorkspaceName, connect
@@ -20,6 +19,7 @@ from health_ml.azure.rest import ARM_ADDRESS, Patience, RestClient
 from health_ml.azure.storage import permission_for
 from health_ml.errors import BackendError, SnapshotError
 from health_ml.planning.snapshot import take_snapshot
+from tests.azureml.service import AzureML
 
 QUICK = Patience(attempts=3, pause=0.01)
 

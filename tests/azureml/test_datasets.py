@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.azureml.service import AzureML
 
 from health_ml.azure.client import WorkspaceName
 from health_ml.azure.datasets import DatasetCache, dataset_cache_folder
 from health_ml.azure.rest import ServiceError
 from health_ml.errors import DatasetError
 from health_ml.testing import invoke
+from tests.azureml.service import AzureML
 
 FILES = {"a.txt": b"alpha", "sub folder/b+ü.txt": b"beta" * 1000, "empty.bin": b""}
 

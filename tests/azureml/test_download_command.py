@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.azureml.service import AzureML
-from tests.azureml.test_downloads import add_job
 
 from health_ml.runner import download_main
+from tests.azureml.service import AzureML
+from tests.azureml.test_downloads import add_job
 
 
 @pytest.fixture

@@ -7,16 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.azureml.service import AzureML
-from tests.azureml.state import ARTIFACT_CONTAINER, Job
 
 from health_ml.azure.downloads import download_files
 from health_ml.azure.history import RunHistory
 from health_ml.azure.rest import Patience, ServiceError
 from health_ml.azure.transfer import BlobDownloader, RemoteFile
 from health_ml.errors import OutputError, RunNotFoundError
+from tests.azureml.service import AzureML
+from tests.azureml.state import ARTIFACT_CONTAINER, Job
 
-SWEEP_BODY = {"jobType": "Sweep", "searchSpace": {}, "samplingAlgorithm": {"samplingAlgorithmType": "Grid"}}
+SWEEP_BODY = {
+    "jobType": "Sweep",
+    "searchSpace": {},
+    "samplingAlgorithm": {"samplingAlgorithmType": "Grid"},
+    "objective": {"primaryMetric": "loss", "goal": "Minimize"},
+}
 QUICK = Patience(attempts=3, pause=0.05, longest_pause=0.2, connect_seconds=5, read_seconds=5)
 
 

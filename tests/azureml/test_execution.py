@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from tests.azureml.service import AzureML
 
 Script = Callable[..., Any]

@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.azureml.service import AzureML
-from tests.azureml.test_downloads import add_job
 
 from health_ml.azure.rest import Patience
 from health_ml.backends.azureml_job import JobFacts, enter_job
@@ -16,6 +14,8 @@ from health_ml.checkpoints.recovery import find_recovery_checkpoint, recovery_fo
 from health_ml.environment import RunEnvironment
 from health_ml.errors import CheckpointError
 from health_ml.run_paths import RunPaths
+from tests.azureml.service import AzureML
+from tests.azureml.test_downloads import add_job
 
 
 @pytest.fixture

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.azureml.service import AzureML
-from tests.azureml.state import Job
 
 from health_ml.azure.tracking import find_tracking_uri
 from health_ml.errors import AuthenticationError
 from health_ml.testing import invoke
+from tests.azureml.service import AzureML
+from tests.azureml.state import Job
 
 FLAGS = ["--model=HelloWorld", "--max_num_gpus=0", "--log_from_vm", "--run_extra_val_epoch"]
 

@@ -7,13 +7,13 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from tests.azureml.service import AzureML
-from tests.azureml.test_downloads import add_job
 
 from health_ml.azure.history import RunHistory
 from health_ml.azure.logs import error_text, failing_logs, stream_logs
 from health_ml.azure.rest import ServiceError
 from health_ml.errors import RunNotFoundError
+from tests.azureml.service import AzureML
+from tests.azureml.test_downloads import add_job
 
 Script = Callable[..., Any]
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import requests
+
 from tests.azureml.contract import MISSING
 from tests.azureml.service import AzureML
 from tests.azureml.state import Compute

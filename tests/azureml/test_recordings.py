@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from tests.azureml.contract import MISSING, contract_folder
 from tests.azureml.service import AzureML
 from tests.azureml.web import Request

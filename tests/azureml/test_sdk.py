@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from tests.azureml.service import AzureML
 from tests.azureml.state import Compute
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+
 from tests.azureml.azurite import AzuriteMissingError, install_azurite
 from tests.azureml.search import trial_values
 from tests.azureml.service import AzureML, start_stand_in

@@ -7,12 +7,12 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from tests.azureml.service import AzureML
 
 from health_ml.azure.auth import get_credential
 from health_ml.azure.client import WorkspaceName, azure_errors, connect
 from health_ml.errors import AuthenticationError, WorkspaceError
 from health_ml.planning.sign_in import AuthMethod
+from tests.azureml.service import AzureML
 
 SCOPE = "https://management.azure.com/.default"
 

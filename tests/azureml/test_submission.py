@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.azureml.service import AzureML
-from tests.azureml.state import Job
 
 from health_ml.azure.job_body import DEFAULT_VARIABLES
 from health_ml.planning.plan import JobPlan
 from health_ml.testing import Invocation, invoke
+from tests.azureml.service import AzureML
+from tests.azureml.state import Job
 
 CONTAINER = """
 import health_ml

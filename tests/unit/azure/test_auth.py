@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.helpers.http_server import serving
 
 from health_ml.azure.auth import CachingCredential, get_credential
 from health_ml.errors import AuthenticationError
 from health_ml.planning.sign_in import AuthMethod
+from tests.helpers.http_server import serving
 
 NOWHERE = "http://127.0.0.1:1"
 SCOPE = "https://management.azure.com/.default"

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.helpers.git_reference import git
 
 from health_ml.errors import PlanError
 from health_ml.planning.duration import parse_duration
@@ -22,6 +21,7 @@ from health_ml.planning.plan import (
     pairs_of,
 )
 from health_ml.planning.provenance import read_git_state
+from tests.helpers.git_reference import git
 
 
 def full_plan() -> JobPlan:
