@@ -21,6 +21,7 @@ SWEEP_BODY = {
     "searchSpace": {},
     "samplingAlgorithm": {"samplingAlgorithmType": "Grid"},
     "objective": {"primaryMetric": "loss", "goal": "Minimize"},
+    "trial": {},
 }
 QUICK = Patience(attempts=3, pause=0.05, longest_pause=0.2, connect_seconds=5, read_seconds=5)
 
