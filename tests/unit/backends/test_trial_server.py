@@ -53,19 +53,32 @@ def test_a_trial_whose_process_died_has_ended_although_its_worker_has_the_lock(t
     os.close(lock)
 
 
+@pytest.fixture
+def _no_other_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leaves out the threads of servers that earlier tests of this process share."""
+    others = set(threading.enumerate()) - {threading.main_thread()}
+    everything = threading.enumerate
+    monkeypatch.setattr(threading, "enumerate", lambda: [one for one in everything() if one not in others])
+
+
+@pytest.mark.usefixtures("_no_other_threads")
 def test_this_process_can_be_forked() -> None:
     assert obstacle_to_forking() == ""
 
 
+@pytest.mark.usefixtures("_no_other_threads")
 def test_threads_are_an_obstacle() -> None:
     end = threading.Event()
     thread = threading.Thread(target=end.wait, name="worker")
     thread.start()
-    assert obstacle_to_forking() == "the code of the model starts threads when it is imported (worker)"
-    end.set()
-    thread.join()
+    try:
+        assert obstacle_to_forking() == "the code of the model starts threads when it is imported (worker)"
+    finally:
+        end.set()
+        thread.join()
 
 
+@pytest.mark.usefixtures("_no_other_threads")
 def test_cuda_is_an_obstacle(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     assert obstacle_to_forking() == "the code of the model starts CUDA when it is imported"
