@@ -204,6 +204,29 @@ def test_what_is_shown_is_what_is_sent(himl: Himl, azureml: AzureML, arguments: 
     assert sent == shown
 
 
+def test_a_large_grid_becomes_several_jobs(himl: Himl, azureml: AzureML) -> None:
+    arguments = ("--sweep=random_seed=0..1499 tag=a,b", "--max_concurrent_trials=9", "--experiment=large")
+    shown = himl(*arguments, "--dry_run").stdout
+    assert shown.count('"maxTotalTrials": 1000') == 3
+    run = himl(*arguments)
+    assert run.exit_code == 0, run.stderr
+    jobs = [azureml.state.jobs[name] for name in re.findall(r"Submitted run (\S+) to azureml", run.stdout)]
+    assert [job.body["displayName"] for job in jobs] == ["Small (1 of 3)", "Small (2 of 3)", "Small (3 of 3)"]
+    assert [job.body["limits"]["maxConcurrentTrials"] for job in jobs] == [3, 3, 3]
+    seeds = [seed for job in jobs for seed in job.body["searchSpace"]["random_seed"][1][0]]
+    assert sorted(seeds) == list(range(1500))
+
+
+def test_a_part_of_a_large_grid_that_is_refused_takes_the_others_along(himl: Himl, azureml: AzureML) -> None:
+    before = set(azureml.state.jobs)
+    azureml.misbehave("PUT", "*/jobs/*")  # nothing happens to the first
+    azureml.misbehave("PUT", "*/jobs/*", status=403)
+    run = himl("--sweep=random_seed=0..1499")
+    assert run.exit_code != 0
+    (job,) = [azureml.state.jobs[name] for name in set(azureml.state.jobs) - before]
+    assert job.status in ("Canceled", "CancelRequested")
+
+
 def test_machines_that_azureml_provides(himl: Himl, azureml: AzureML) -> None:
     arguments = ("--cluster=azureml:serverless", "--instance_type=Standard_NC6s_v3", "--job_tier=spot")
     shown = rendered(himl, *arguments)
@@ -345,7 +368,8 @@ def test_two_folds_of_a_container_that_asks_for_them(project: Path, himl: Himl, 
         (["--docker_shm_size=lots"], "--docker_shm_size=lots is no size"),
         (["--max_run_duration=30s"], "too short for AzureML"),
         (['--sweep=tag="it\'s",b'], "would not arrive as it is"),
-        (["--sweep=random_seed=0..1000"], "1001 trials are more than the 1000"),
+        (["--sweep=random_seed=0..1000", "--max_trials=1001"], "1001 trials are more than the 1000"),
+        (["--sweep=random_seed=0..2000", "--max_concurrent_trials=2"], "2001 trials need 3 jobs"),
         (["--sweep=l_rate=loguniform(1e-5,1)", "--sampling=bayesian", "--max_trials=2", "--primary_metric=m"],
          "l_rate is loguniform"),
         (["--interactive_services=ssh"], "needs a key"),

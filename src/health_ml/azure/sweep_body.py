@@ -93,7 +93,7 @@ def limits_body(space: SearchSpace, max_run_seconds: float | None) -> dict[str, 
     if space.trial_count > MAX_TRIALS:
         raise PlanError(
             f"{space.trial_count} trials are more than the {MAX_TRIALS} that AzureML allows in one job.",
-            "Vary fewer values, or set --max_trials with --sampling=random.",
+            f"Set --max_trials={MAX_TRIALS}; a whole grid, without --max_trials, is split into several jobs.",
         )
     limits = [limit for limit in (space.timeout_seconds, max_run_seconds) if limit is not None]
     body: dict[str, Any] = {"jobLimitsType": "Sweep", "maxTotalTrials": space.trial_count}

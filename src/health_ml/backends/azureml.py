@@ -10,6 +10,7 @@ from typing import ClassVar
 from health_ml.azure.account import AzureMLAccount
 from health_ml.azure.client import find_workspace
 from health_ml.azure.job_body import job_body
+from health_ml.azure.sweep_body import MAX_TRIALS
 from health_ml.backends.base import Backend, BackendContext, Request, RunHandle
 from health_ml.environment import process_environment
 from health_ml.errors import HimlError, PlanError, WorkspaceError
@@ -125,6 +126,7 @@ class AzureMLBackend(Backend):
     job_flags: ClassVar[frozenset[str]] = JOB_FLAGS - {"strictly_aml_v1"}
     idle_flags: ClassVar[frozenset[str]] = frozenset({"fail_fast", "output_to"})
     warms_up: ClassVar[bool] = True
+    max_trials: ClassVar[int | None] = MAX_TRIALS
     needs_software: ClassVar[bool] = True
 
     def __init__(self, account: AzureMLAccount, cluster: str = "", *, poll_seconds: float = POLL_SECONDS) -> None:

@@ -111,6 +111,8 @@ class Backend(ABC):
     """True if jobs read the files of this machine, so that datasets and checkpoints are folders and files here."""
     warms_up: ClassVar[bool] = False
     """True if ``warm_up`` is worth a thread; ``create`` then has to be cheap and must not depend on the model."""
+    max_trials: ClassVar[int | None] = None
+    """Largest number of trials of one job, or None; a larger grid becomes several jobs."""
     needs_software: ClassVar[bool] = False
     """True if jobs run in an environment that has to be described; False if they use what is installed."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ from health_ml.cli.parse import ParsedCommand
 from health_ml.cli.planner import plan_job, travelling_state, travels_with
 from health_ml.environment import Place, paused_garbage_collection, process_environment
 from health_ml.errors import EXIT_USAGE, PlanError, SnapshotError, exiting_with
+from health_ml.planning.large_grids import split_plan
 from health_ml.planning.plan import JobPlan
 from health_ml.planning.provenance import GitState, read_git_state
 from health_ml.planning.secret_files import check_secret_files
@@ -44,11 +45,26 @@ def submit_job(parsed: ParsedCommand, place: Place, *, write: Write, early: Earl
         fits = early is not None and early.fits(parsed.experiment_config)
         backend = early.backend if early is not None and fits else _backend(parsed, place)
         plan, git_state = _plan_with_snapshot(parsed, place, backend, is_stored=True)
-        handle = backend.submit(backend.render(plan), git_state=git_state)
-    write(submitted_text(handle, backend, output_to=parsed.container.output_to))
+        plans = split_plan(plan, backend.max_trials)
+        handles = _submit_all(backend, [backend.render(part) for part in plans], git_state)
+    for handle in handles:
+        write(submitted_text(handle, backend, output_to=parsed.container.output_to))
     if not parsed.experiment_config.wait_for_completion:
         return 0
-    return follow(handle, write, output_to=parsed.container.output_to)
+    return max(follow(handle, write, output_to=parsed.container.output_to) for handle in handles)
+
+
+def _submit_all(backend: Backend, requests: Sequence[Request], git_state: GitState | None) -> list[RunHandle]:
+    """Returns the handles of all jobs, or ends those that were submitted if one of them is refused."""
+    handles: list[RunHandle] = []
+    try:
+        for request in requests:
+            handles.append(backend.submit(request, git_state=git_state))
+    except BaseException:
+        for handle in handles:
+            handle.cancel()
+        raise
+    return handles
 
 
 def show_plan(parsed: ParsedCommand, place: Place, *, is_plan_only: bool, write: Write) -> int:
@@ -56,7 +72,7 @@ def show_plan(parsed: ParsedCommand, place: Place, *, is_plan_only: bool, write:
     if parsed.experiment_config.cluster:
         backend = _backend(parsed, place)
         plan, _ = _plan_with_snapshot(parsed, place, backend, is_stored=False)
-        request = backend.render(plan)
+        requests = [backend.render(part) for part in split_plan(plan, backend.max_trials)]
     else:
         from health_ml.backends.checks import check_before_start  # imports Lightning, as the model does
 
@@ -66,8 +82,10 @@ def show_plan(parsed: ParsedCommand, place: Place, *, is_plan_only: bool, write:
             start_directory=place.start_directory,
             project_root=place.project_root,
         )
-        request = request_here(plan_here(parsed, place))
-    return show_request(request, is_plan_only=is_plan_only, write=write)
+        requests = [request_here(plan_here(parsed, place))]
+    for request in requests:
+        show_request(request, is_plan_only=is_plan_only, write=write)
+    return 0
 
 
 def show_request(request: Request, *, is_plan_only: bool, write: Write) -> int:
@@ -242,7 +260,8 @@ def _plan_with_snapshot(
         software=software,
         compute=read_compute(config),
     )
-    backend.render(plan)  # what the back end cannot do is said before anything is copied
+    for part in split_plan(plan, backend.max_trials):
+        backend.render(part)  # what the back end cannot do is said before anything is copied
     if is_stored:
         backend.keep_code(snapshot, folder)
     return plan, git_state
