@@ -8,6 +8,8 @@ An HTML comment before a fenced block says what to do with it:
 - ``<!-- not run: reason -->`` says why it cannot be run here.
 - ``<!-- folder: clone -->``, once per page: the page takes place in a clone of the repository.
 - ``<!-- with MLflow -->``, once per page: its runs are mirrored to MLflow, which takes seconds for each.
+- ``<!-- with AzureML -->``, once per page: the page needs a workspace; ``tests/azureml/test_guides.py`` runs it. What
+  follows a colon is a data asset that there has to be.
 
 A console block needs no comment: its lines that start with ``$`` are commands, the others what they print, where
 ``...`` stands for anything. A block without a language, or in ``text``, is not a snippet. Every run id that a page
@@ -84,6 +86,11 @@ def read_snippets(page: str) -> list[Snippet]:
     return snippets
 
 
+def is_with_azureml(page: str) -> bool:
+    """True if the page says that it needs an AzureML workspace."""
+    return "<!-- with AzureML" in page
+
+
 def is_in_clone(page: str) -> bool:
     """True if the page says that it takes place in a clone of the repository."""
     return "<!-- folder: clone -->" in page
@@ -108,11 +115,11 @@ class Page:
         elif snippet.directive == "file":
             target = self.folder / snippet.value
             target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_text(self._real(snippet.text))
+            target.write_text(self.real(snippet.text))
         elif snippet.language == "console":
             self._run_console(snippet, where)
         elif snippet.language == "python" and snippet.directive == "run":
-            self._check_output(self._run_program([sys.executable, "-c", self._real(snippet.text)], 0, {}), "", where)
+            self._check_output(self._run_program([sys.executable, "-c", self.real(snippet.text)], 0, {}), "", where)
         else:
             raise AssertionError(f"{where} has no comment that says what to do with it")
 
@@ -122,10 +129,10 @@ class Page:
         for index, (command, expected) in enumerate(commands):
             is_last = index == len(commands) - 1
             exit_code = int(snippet.value) if is_last and snippet.directive == "exit" else 0
-            output = self._run_command(shlex.split(self._real(command)), exit_code)
+            output = self.run_command(shlex.split(self.real(command)), exit_code)
             self._check_output(output, expected, f"{command!r} in {where}")
 
-    def _run_command(self, words: list[str], exit_code: int) -> Output:
+    def run_command(self, words: list[str], exit_code: int) -> Output:
         environment = dict(self.environment)
         while re.fullmatch(r"[A-Z_]+=.*", words[0]):
             name, _, value = words.pop(0).partition("=")
@@ -149,7 +156,7 @@ class Page:
 
         A page may show standard output, standard error, or one after the other.
         """
-        shown = self._real(expected)
+        shown = self.real(expected)
         if not shown.strip():
             return
         pattern = shown_as_pattern(shown)
@@ -157,7 +164,7 @@ class Page:
         if not any(pattern.fullmatch(text.rstrip() + "\n") for text in printed):
             raise AssertionError(f"{where} printed\n{printed[2]}\nand the page shows\n{shown}")
 
-    def _real(self, text: str) -> str:
+    def real(self, text: str) -> str:
         """Returns the text with the ids of this page's runs in place of those that the page shows."""
         for match in RUN_ID.finditer(text):
             shown = match[0]
