@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from health_ml.azure.rest import Patience
-from health_ml.backends.azureml_job import JobFacts, enter_job
+from health_ml.backends.azureml_job import JobFacts, enter_job, stored_files
 from health_ml.checkpoints.recovery import find_recovery_checkpoint, recovery_folder
 from health_ml.environment import RunEnvironment
-from health_ml.errors import CheckpointError
+from health_ml.errors import CheckpointError, RegressionTestError
 from health_ml.run_paths import RunPaths
+from health_ml.training.regression import compare_folders_and_run_outputs
 from tests.azureml.service import AzureML
 from tests.azureml.test_downloads import add_job
 
@@ -155,7 +156,7 @@ def test_what_is_on_the_disk_is_not_replaced(azureml: AzureML, environ: dict[str
     assert (paths.checkpoints / "last.ckpt").read_bytes() == checkpoint(tmp_path, 2)
 
 
-def test_a_service_that_does_not_answer_is_an_error_and_one_that_refuses_is_a_warning(
+def test_a_service_that_does_not_answer_or_refuses_is_an_error(
     azureml: AzureML,
     environ: dict[str, str],
     tmp_path: Path,
@@ -167,6 +168,39 @@ def test_a_service_that_does_not_answer_is_an_error_and_one_that_refuses_is_a_wa
     azureml.misbehave("GET", "*/runs/test_*", times=2, status=503)
     with pytest.raises(CheckpointError, match="Cannot find out whether earlier attempts of this job have left"):
         enter(environ, new_paths(tmp_path / "down"))
-    azureml.misbehave("GET", "*/runs/test_*", times=2, status=403)
-    assert enter(environ, new_paths(tmp_path / "refused")).attempt == 0
+    azureml.misbehave("GET", "*/runs/test_*", times=1, status=403)
+    with pytest.raises(CheckpointError, match="set HIML_ATTEMPT=0 in its environment"):
+        enter(environ, new_paths(tmp_path / "refused"))
+    leave(azureml, environ, {"outputs/checkpoints/last.ckpt": checkpoint(tmp_path, 1)})
+    trouble = azureml.misbehave("GET", "*.blob.core.windows.net/*", times=-1, status=403)
+    with pytest.raises(CheckpointError, match="Cannot find out whether earlier attempts of this job have left"):
+        enter(environ, new_paths(tmp_path / "no files"))
+    azureml.cloud.misbehaviour.troubles.remove(trouble)
+    azureml.misbehave("GET", "*/runs/test_*", times=1, status=403)
+    assert enter(environ, new_paths(tmp_path / "told"), HIML_ATTEMPT="0").attempt == 0
     assert "Nothing can be restored from earlier attempts" in caplog.text
+
+
+def test_expected_files_are_compared_with_what_the_service_has(
+    azureml: AzureML, environ: dict[str, str], tmp_path: Path
+) -> None:
+    leave(azureml, environ, {"outputs/score.txt": b"0.5\n", "outputs/wrong.txt": b"1\n"})
+    expected = tmp_path / "expected" / "AZUREML_OUTPUT" / "outputs"
+    expected.mkdir(parents=True)
+    (expected / "score.txt").write_text("0.5\n")
+    job = enter(environ, new_paths(tmp_path / "job"))
+    with stored_files(job, environ) as (run, parent):
+        assert parent is None
+        compare_folders_and_run_outputs(tmp_path / "expected", tmp_path, run=run)
+    (expected / "wrong.txt").write_text("2\n")
+    (expected / "gone.txt").write_text("3\n")
+    with (
+        stored_files(job, environ) as (run, _),
+        pytest.raises(RegressionTestError, match="Some expected files were missing") as caught,
+    ):
+        compare_folders_and_run_outputs(tmp_path / "expected", tmp_path, run=run)
+    assert "Issues in AzureML outputs in present run:" in caught.value.message
+    assert "Missing: outputs/gone.txt" in caught.value.message
+    assert "Contents mismatch: outputs/wrong.txt" in caught.value.message
+    with stored_files(None, environ) as files:
+        assert files == (None, None)

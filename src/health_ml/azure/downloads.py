@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -66,6 +67,34 @@ def matching_files(history: RunHistory, run: RunFacts, pattern: str) -> list[Rem
             path: artifact.url for path, artifact in newest_outputs(artifacts).items() if fnmatchcase(path, pattern)
         }
     return [RemoteFile(name, url) for name, url in found.items()]
+
+
+class StoredFiles:
+    """The files of a run, by their paths in the run, like ``outputs/checkpoints/last.ckpt``.
+
+    :param history: The runs of the workspace.
+    :param run: The run.
+    """
+
+    def __init__(self, history: RunHistory, run: RunFacts) -> None:
+        self._history = history
+        self._run = run
+
+    @cached_property
+    def _addresses(self) -> dict[str, str]:
+        return {artifact.path: artifact.url for artifact in self._history.artifacts(self._run)}
+
+    def names(self) -> list[str]:
+        """Returns the paths of all files, as the service knew them when they were first asked for."""
+        return list(self._addresses)
+
+    def download(self, name: str, target: Path) -> None:
+        """Writes one of the files to a path whose folder exists.
+
+        :raises ServiceError: If it cannot be downloaded completely.
+        """
+        with BlobDownloader() as downloader:
+            downloader.fetch([RemoteFile(target.name, self._addresses[name])], target.parent)
 
 
 def output_path(path: str) -> OutputPath | None:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from health_ml.azure.downloads import StoredFiles
 from health_ml.azure.history import RunFacts, RunHistory
 from health_ml.azure.job_files import FormerAttempts, once
 from health_ml.azure.rest import Patience, ServiceError
@@ -24,13 +26,14 @@ from health_ml.lightning_container import LightningContainer
 from health_ml.records.lines import read_rows
 from health_ml.records.mirror_state import continue_on_other_disk
 from health_ml.records.reader import latest_status
-from health_ml.settings import CHECKPOINT_FOLDER, CHECKPOINT_SUFFIX, RECORD_FOLDER, RECORD_STATUS_FILE
+from health_ml.settings import CHECKPOINT_FOLDER, CHECKPOINT_SUFFIX, ENV_ATTEMPT, RECORD_FOLDER, RECORD_STATUS_FILE
 
 logger = logging.getLogger(__name__)
 
 NAME_PATIENCE = Patience(connect_seconds=5, read_seconds=10, attempts=2)
 """The name of a trial is worth some seconds, not a training that does not start."""
 _ACCESS_STATUSES = (401, 403, 404, 405)
+"""What the service answers if it is not a matter of time."""
 _OF_THE_SERVICE = ("_aml_system", "mlflow.", "azureml.", "hyperparameters", "himl.")
 
 
@@ -96,13 +99,18 @@ def enter_job(environment: RunEnvironment, paths: RunPaths, environ: Mapping[str
             parent = history.run(run.parent_id) if run.parent_id and environment.is_global_rank_zero else None
             attempt = _restore(FormerAttempts(history, run), environment, paths)
         except ServiceError as error:
-            if error.status not in _ACCESS_STATUSES:
-                raise CheckpointError(
-                    f"Cannot find out whether earlier attempts of this job have left checkpoints: {error.message}",
-                    "Submit the job again when the service answers.",
-                ) from error
-            logger.warning("%s Nothing can be restored from earlier attempts of this job.", error.message)
-            return known
+            is_refused = error.status in _ACCESS_STATUSES
+            if is_refused and ENV_ATTEMPT in environ:
+                logger.warning("%s Nothing can be restored from earlier attempts of this job.", error.message)
+                return known
+            way_out = (
+                f"Give the job access, or set {ENV_ATTEMPT}=0 in its environment to start without looking for them."
+                if is_refused
+                else "Submit the job again when the service answers."
+            )
+            raise CheckpointError(
+                f"Cannot find out whether earlier attempts of this job have left checkpoints: {error.message}", way_out
+            ) from error
     return JobFacts(max(known.attempt, run.attempt, attempt), run, parent)
 
 
@@ -116,6 +124,20 @@ def show_display_name(name: str, run: RunFacts, environ: Mapping[str, str]) -> N
             history.update(run, display_name=name)
         except ServiceError as error:
             logger.warning("The run cannot be named %r: %s", name, error.message)
+
+
+@contextmanager
+def stored_files(
+    job: JobFacts | None, environ: Mapping[str, str]
+) -> Iterator[tuple[StoredFiles | None, StoredFiles | None]]:
+    """Gives the files that AzureML has of a run in a job, and those of its sweep; None for what there is not."""
+    history = RunHistory.of_job(environ) if job is not None else None
+    if job is None or history is None:
+        yield None, None
+        return
+    with history:
+        run, parent = (None if facts is None else StoredFiles(history, facts) for facts in (job.run, job.parent))
+        yield run, parent
 
 
 def _attempt_on_disk(paths: RunPaths) -> int:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from health_ml.backends.azureml_job import JobFacts, enter_job, show_display_name
+from health_ml.backends.azureml_job import JobFacts, enter_job, show_display_name, stored_files
 from health_ml.backends.checks import check_before_start
 from health_ml.backends.local_data import provide_datasets
 from health_ml.backends.run_facts import ProvenanceThread, RunDocument, run_facts, write_config
@@ -249,7 +249,9 @@ class _Run:
             return
         from health_ml.training.regression import compare_folders_and_run_outputs  # few runs need it
 
-        compare_folders_and_run_outputs(folder, self.paths.outputs, self.container.regression_test_csv_tolerance)
+        tolerance = self.container.regression_test_csv_tolerance
+        with stored_files(self.job, process_environment()) as (run, parent):
+            compare_folders_and_run_outputs(folder, self.paths.outputs, tolerance, run=run, parent_run=parent)
 
     def without_record(self) -> RunResult:
         """Runs as one of the processes that help the first one; that one writes down how the run went."""
