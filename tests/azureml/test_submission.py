@@ -372,6 +372,8 @@ def test_two_folds_of_a_container_that_asks_for_them(project: Path, himl: Himl, 
         (["--sweep=random_seed=0..2000", "--max_concurrent_trials=2"], "2001 trials need 3 jobs"),
         (["--sweep=l_rate=loguniform(1e-5,1)", "--sampling=bayesian", "--max_trials=2", "--primary_metric=m"],
          "l_rate is loguniform"),
+        (["--sweep=l_rate=uniform(1,2)", "--sampling=bayesian", "--max_trials=2", "--primary_metric=m",
+          "--early_termination=median_stopping"], "no early termination for --sampling=bayesian"),
         (["--interactive_services=ssh"], "needs a key"),
         (["--ssh_public_key=small.py"], "--ssh_public_key has no effect without"),
         (["--output_datasets=found@best"], "a job cannot write to a label"),
@@ -467,10 +469,16 @@ def test_an_image_that_azureml_builds(project: Path, himl: Himl, azureml: AzureM
     context = project / "docker"
     context.mkdir()
     (context / "Dockerfile").write_text("FROM ubuntu\n")
+    (context / "ignored.txt").write_text("ignored")
+    (context / "kept.pyc").write_text("kept")
+    (context / ".amlignore").write_text("ignored.txt\n!*.pyc\n")
     submitted(himl("--docker_build_context=docker"), azureml)
     submitted(himl("--docker_build_context=docker"), azureml)
     (registered,) = azureml.received("PUT", "*/environments/*")
-    assert registered.body["properties"]["build"]["contextUri"]
+    uri = registered.body["properties"]["build"]["contextUri"]
+    container, prefix = re.search(r"windows.net[^/]*/([^/]+)/(.+?)/?$", uri).groups()  # type: ignore[union-attr]
+    sent = {name.removeprefix(f"{prefix}/") for name in azureml.azurite.names(container, prefix)}
+    assert sent == {".amlignore", "Dockerfile", "kept.pyc"}
     (context / "Dockerfile").write_text("FROM debian\n")
     submitted(himl("--docker_build_context=docker"), azureml)
     assert len({request.path for request in azureml.received("PUT", "*/environments/*")}) == 2

@@ -5,14 +5,21 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import dataclass
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from health_ml.azure.job_start import RUNNER
+from health_ml.environment import process_environment
 from health_ml.errors import PlanError, did_you_mean
 from health_ml.planning.conda import complete_environment
 from health_ml.planning.datasets import LATEST
 from health_ml.planning.plan import PlannedSoftware
+from health_ml.planning.snapshot import hash_cache_folder, take_snapshot
 
 if TYPE_CHECKING:
     from azure.ai.ml import MLClient
@@ -66,7 +73,7 @@ def environment_of(software: PlannedSoftware) -> JobEnvironment:
     if software.environment:
         return _existing(software.environment)
     if software.build_context:
-        name = _name({"build_context": software.build_context_hash})
+        name = context_name(software.build_context_hash)
         return JobEnvironment(name, VERSION, build_context=software.build_context)
     image = software.base_image or DEFAULT_IMAGE
     if not software.conda_file:
@@ -92,7 +99,32 @@ def register_environment(client: MLClient, environment: JobEnvironment) -> str:
         return _find(client, environment)
     if environment.build_context and (known := _known_id(client, environment)):
         return known
-    return str(client.environments.create_or_update(_as_entity(environment)).id)
+    with _staged(environment) as staged:
+        return str(client.environments.create_or_update(_as_entity(staged)).id)
+
+
+@contextmanager
+def _staged(environment: JobEnvironment) -> Iterator[JobEnvironment]:
+    """Gives an environment whose folder of a Dockerfile holds exactly the files that its name is a hash of.
+
+    The SDK has rules of its own about what it leaves out.
+
+    :raises PlanError: If files have changed since the name was made.
+    """
+    if not environment.build_context:
+        yield environment
+        return
+    source = Path(environment.build_context)
+    snapshot = take_snapshot(source, cache_folder=hash_cache_folder(process_environment()))
+    if context_name(snapshot.content_hash) != environment.name:
+        raise PlanError(f"--docker_build_context: files in {source} have just changed.", "Submit the job again.")
+    with TemporaryDirectory(prefix="himl-context-") as folder:
+        for file in snapshot.files:
+            target = Path(folder, file.path)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(source / file.path, target)
+        Path(folder, ".amlignore").write_text("")  # the SDK would leave out more
+        yield replace(environment, build_context=folder)
 
 
 def _as_entity(environment: JobEnvironment) -> Environment:
@@ -163,6 +195,11 @@ def _existing(text: str) -> JobEnvironment:
             "versions/VERSION.",
         )
     return JobEnvironment(match[1], match[2] or "")
+
+
+def context_name(content_hash: str) -> str:
+    """Returns the name of the environment that a Dockerfile and its folder make, by the hash of their content."""
+    return _name({"build_context": content_hash})
 
 
 def _name(content: dict[str, str]) -> str:

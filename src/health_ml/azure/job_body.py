@@ -87,7 +87,7 @@ def _sweep_body(plan: JobPlan, cluster: str, space: SearchSpace) -> dict[str, An
     }
     body["properties"][PARAMETERS_PROPERTY] = json.dumps({encoded: name for name, encoded in names.items()})
     if space.early_termination is not None:
-        body["earlyTermination"] = early_termination_body(space.early_termination)
+        body["earlyTermination"] = early_termination_body(space.early_termination, space.sampling)
     return body
 
 

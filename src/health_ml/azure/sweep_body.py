@@ -70,8 +70,16 @@ def objective_body(space: SearchSpace) -> dict[str, Any]:
     return {"goal": space.goal.value, "primaryMetric": space.primary_metric or DEFAULT_METRIC_OF_TUNING}
 
 
-def early_termination_body(policy: EarlyTerminationPolicy) -> dict[str, Any]:
-    """Returns when a trial is stopped before its end."""
+def early_termination_body(policy: EarlyTerminationPolicy, sampling: Sampling) -> dict[str, Any]:
+    """Returns when a trial is stopped before its end.
+
+    :raises PlanError: If AzureML does not end trials early with this sampling.
+    """
+    if sampling is Sampling.BAYESIAN:
+        raise PlanError(
+            "AzureML has no early termination for --sampling=bayesian.",
+            "Leave out --early_termination, or use --sampling=random.",
+        )
     body: dict[str, Any] = {
         "policyType": "".join(word.capitalize() for word in policy.kind.split("_")),
         "evaluationInterval": policy.evaluation_interval,
