@@ -104,6 +104,13 @@ def test_folders_are_copied_anew_when_they_change(azureml: AzureML, cache: Datas
     assert content_of(first) == {"a.txt": b"one"}, "a training that still reads the former copy is not disturbed"
 
 
+def test_blobs_that_stand_for_folders_are_no_files(azureml: AzureML, cache: DatasetCache) -> None:
+    container = azureml.workspace.default_container
+    for name, content in {"marked/": b"", "marked/sub/": b"", "marked/sub/a.txt": b"one"}.items():
+        azureml.azurite.write(container, name, content)
+    assert content_of(cache.provide(["marked"])[0]) == {"sub/a.txt": b"one"}
+
+
 def test_an_interrupted_download_continues(azureml: AzureML, cache: DatasetCache, upload: Callable[..., None]) -> None:
     files = {f"{index:02}.bin": bytes([index]) * 1000 for index in range(40)}
     upload("interrupted", "1", files)
@@ -113,6 +120,7 @@ def test_an_interrupted_download_continues(azureml: AzureML, cache: DatasetCache
     assert "sig=" not in str(caught.value)
     assert not (cache.folder / "assets" / "interrupted" / "1").exists()
     azureml.cloud.misbehaviour.troubles.remove(trouble)
+    (cache.folder / "assets" / "interrupted" / ".1.partial" / "of another version.bin").write_bytes(b"x")
     (folder,) = cache.provide(["interrupted:1"])
     assert content_of(folder) == files
     facts = json.loads((folder.parent / ".1.json").read_text())

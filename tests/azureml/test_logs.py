@@ -11,7 +11,7 @@ import pytest
 from health_ml.azure.history import RunHistory
 from health_ml.azure.logs import error_text, failing_logs, stream_logs
 from health_ml.azure.rest import ServiceError
-from health_ml.errors import RunNotFoundError
+from health_ml.errors import AuthenticationError, RunNotFoundError
 from tests.azureml.service import AzureML
 from tests.azureml.test_downloads import add_job
 
@@ -94,6 +94,28 @@ def test_the_end_of_access_ends_the_following(azureml: AzureML, client: Any) -> 
     with pytest.raises(ServiceError, match="refuses GET with status 403") as caught:
         stream_logs(client, "closed", print)
     assert "role" in caught.value.hint
+
+
+def test_a_token_that_cannot_be_had_for_a_while_does_not_end_the_following(
+    azureml: AzureML, client: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    add_job(azureml, "without_token", {"user_logs/std_log.txt": b"line\n"})
+    ask, refusals = RunHistory.details, iter(range(3))
+
+    def details(self: RunHistory, run_id: str) -> dict[str, Any]:
+        if next(refusals, None) is not None:
+            raise AuthenticationError("Azure gave no token.")
+        return ask(self, run_id)
+
+    monkeypatch.setattr(RunHistory, "details", details)
+    lines: list[str] = []
+    stream_logs(client, "without_token", lines.append, poll_seconds=0.01)
+    assert lines == ["line"]
+    assert caplog.text.count("Still following") == 3
+    monkeypatch.setattr("health_ml.azure.logs.MOST_REFUSALS", 2)
+    refusals = iter(range(2))
+    with pytest.raises(AuthenticationError, match="Azure gave no token"):
+        stream_logs(client, "without_token", lines.append, poll_seconds=0.01)
 
 
 def test_a_run_that_does_not_exist(azureml: AzureML, client: Any) -> None:

@@ -96,13 +96,18 @@ class CachingCredential:
                     token = credential.get_token(scope)
                 except _NotAvailableError:
                     continue
-                except (AzureError, ValueError):
+                except (AzureError, ValueError, OSError):
                     if method in CONFIGURED_ON_PURPOSE:
                         return
                 else:
                     self.method, self._credential = method, credential
                     self._tokens[scope, None] = token
                     return
+
+    def forget(self) -> None:
+        """Asks for new tokens next time: a service has refused one."""
+        with self._lock:
+            self._tokens.clear()
 
     def close(self) -> None:
         """Closes the connections of the method in use."""
@@ -116,7 +121,7 @@ class CachingCredential:
         if self._credential is not None and self.method is not None:
             try:
                 return self._credential.get_token(*scopes, **options)
-            except AzureError as error:
+            except (AzureError, ValueError, OSError) as error:
                 raise _authentication_error({self.method: _reason(error)}) from error
         reasons: dict[AuthMethod, str] = {}
         for method, make in self._methods.items():
@@ -125,7 +130,7 @@ class CachingCredential:
                 token = credential.get_token(*scopes, **options)
             except _NotAvailableError as error:
                 reasons[method] = str(error)
-            except (AzureError, ValueError) as error:
+            except (AzureError, ValueError, OSError) as error:  # a file with a certificate or a token may be missing
                 reasons[method] = _reason(error)
                 if method in CONFIGURED_ON_PURPOSE:
                     break
@@ -288,8 +293,16 @@ def _reason(error: Exception) -> str:
 
 def _authentication_error(reasons: Mapping[AuthMethod, str]) -> AuthenticationError:
     tried = "\n".join(f"  {method.value + ':':<20}{reason}" for method, reason in reasons.items())
+    text = f"Azure gave no token. Tried, in this order:\n{tried}\n"
+    last = list(reasons)[-1] if reasons else None
+    if last is AuthMethod.ENVIRONMENT:  # nothing is tried after a service principal that was refused
+        return AuthenticationError(
+            text,
+            "Correct AZURE_TENANT_ID, AZURE_CLIENT_ID and AZURE_CLIENT_SECRET (or the HIML_ variables); or, to sign in "
+            "as yourself, remove them or give --auth=azure_cli.",
+        )
     return AuthenticationError(
-        f"Azure gave no token. Tried, in this order:\n{tried}\n",
+        text,
         "Run az login, or set AZURE_TENANT_ID, AZURE_CLIENT_ID and AZURE_CLIENT_SECRET of a service principal; "
         "--auth=device_code or --auth=browser asks you to sign in.",
     )

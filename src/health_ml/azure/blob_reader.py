@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, ClassVar, TypeVar
 from urllib.parse import urlsplit
 
 from health_ml.azure.rest import (
@@ -65,8 +65,12 @@ class BlobFacts:
 
 @dataclass
 class Progress:
-    """How much has been received by all threads."""
+    """How much has been received by all threads.
 
+    :param is_shown: Whether to say so now and then.
+    """
+
+    is_shown: bool
     lock: threading.Lock = field(default_factory=threading.Lock)
     received: int = 0
     files: int = 0
@@ -77,7 +81,7 @@ class Progress:
         with self.lock:
             self.received += count
             now = time.monotonic()
-            if now - self.last_report >= _REPORT_SECONDS:
+            if self.is_shown and now - self.last_report >= _REPORT_SECONDS:
                 self.last_report = now
                 logger.info("Downloaded %d files and %.1f MB so far.", self.files, self.received / 1e6)
 
@@ -97,12 +101,14 @@ class BlobReader:
     :param piece_bytes: Size of a piece of a large file.
     """
 
+    shows_progress: ClassVar[bool] = False
+
     def __init__(
         self, access: Access | None = None, *, patience: Patience | None = None, piece_bytes: int = PIECE_BYTES
     ) -> None:
         self.patience = patience or Patience()
         self.piece_bytes = piece_bytes
-        self.progress = Progress()
+        self.progress = Progress(self.shows_progress)
         self._access = access or Access()
         self._session = new_session(CONNECTIONS)
         self._is_stopped = threading.Event()
@@ -184,7 +190,7 @@ class BlobReader:
                 )
             except requests.exceptions.SSLError as error:
                 raise service_error(f"{urlsplit(url).netloc} cannot be trusted: {reason_of(error)}.") from error
-            except (requests.ConnectionError, requests.Timeout) as error:
+            except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError) as error:
                 problem = reason_of(error)
             else:
                 if answer.status_code in (200, 206, 416):

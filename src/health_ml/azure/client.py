@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +23,12 @@ CONFIG_FILE = "config.json"
 CONFIG_FOLDERS = ("", ".azureml")
 """Folders below a searched one in which the file may be; the SDK of AzureML knows the second one too."""
 KEYS = ("subscription_id", "resource_group", "workspace_name")
+SCOPE_KEY = "Scope"
+"""What the file has instead if a job wrote it: the address of the workspace in Azure."""
+_SCOPE = re.compile(
+    r"/?subscriptions/([^/]+)/resourceGroups/([^/]+)/providers/Microsoft\.MachineLearningServices/workspaces/([^/]+)/?",
+    re.IGNORECASE,
+)
 JOB_VARIABLES = ("AZUREML_ARM_SUBSCRIPTION", "AZUREML_ARM_RESOURCEGROUP", "AZUREML_ARM_WORKSPACE_NAME")
 """Variables of a job, which name the workspace that it runs in."""
 USER_VARIABLES = (
@@ -232,7 +239,7 @@ def _is_of_something_else(path: Path) -> bool:
         content = json.loads(path.read_bytes())
     except (OSError, ValueError):
         return False
-    return not isinstance(content, dict) or not any(key in content for key in KEYS)
+    return not isinstance(content, dict) or not any(key in content for key in (*KEYS, SCOPE_KEY))
 
 
 def _read_config(path: Path, source: str) -> WorkspaceName:
@@ -243,6 +250,8 @@ def _read_config(path: Path, source: str) -> WorkspaceName:
     except ValueError as error:
         raise WorkspaceError(f"{path} ({source}) is no JSON: {error}.", _HINT) from error
     values = content if isinstance(content, dict) else {}
+    scope = _SCOPE.fullmatch(str(values.get(SCOPE_KEY) or ""))
+    values = {**(dict(zip(KEYS, scope.groups(), strict=True)) if scope else {}), **values}
     missing = [key for key in KEYS if not isinstance(values.get(key), str) or not values[key].strip()]
     if missing:
         raise WorkspaceError(f"{path} ({source}) does not say {join_choices(missing, 'and')}.", _HINT)

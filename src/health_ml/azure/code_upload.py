@@ -334,7 +334,7 @@ class BlobWriter:
                 )
             except requests.exceptions.SSLError as error:
                 raise service_error(f"{self._address} cannot be trusted: {reason_of(error)}.") from error
-            except (requests.ConnectionError, requests.Timeout) as error:
+            except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError) as error:
                 problem = reason_of(error)
             else:
                 if answer.status_code < 300:

@@ -206,6 +206,9 @@ class DatasetCache:
         start = time.monotonic()
         with BlobDownloader(container.access) as downloader:
             downloader.fetch([RemoteFile(path, container.url(blob)) for path, blob in files.items()], partial)
+        for other in [file for file in partial.rglob("*") if file.is_file()]:
+            if other.relative_to(partial).as_posix() not in files:
+                other.unlink()  # of an earlier attempt, when there were other files
         wrong = [path for path, blob in files.items() if (partial / path).stat().st_size != blob.size]
         if wrong:
             raise DatasetError(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from health_ml.azure.command import check_values, encoded_names, job_command
@@ -41,6 +42,11 @@ DEFAULT_VARIABLES = {
 MOUNT_POINT_PROPERTY = "AZURE_ML_{direction}_PathOnCompute_{name}"
 """Property of a job that says where an input or output is on the node: the body of an input has no field for it."""
 PARAMETERS_PROPERTY = "himl_parameters"
+LONGEST_NAME = 255
+LONGEST_TAG = 1000
+LONGEST_TAG_NAME = 100
+MOST_TAGS = 50
+"""What the service's page on limits says about tags and properties: characters of a value and of a name, and number."""
 """Property of a sweep job: a JSON object from its names in AzureML to the names of the parameters that vary."""
 JOB_TIERS = {"spot": "Spot", "basic": "Basic", "standard": "Standard", "premium": "Premium"}
 PRIORITIES = {"low": 1, "medium": 2, "high": 3}
@@ -94,12 +100,12 @@ def _sweep_body(plan: JobPlan, cluster: str, space: SearchSpace) -> dict[str, An
 def _common(plan: JobPlan, cluster: str) -> dict[str, Any]:
     """Returns what a job and a sweep job have in common."""
     body: dict[str, Any] = {
-        "displayName": plan.display_name or plan.model_name,
+        "displayName": _shortened(plan.display_name or plan.model_name, LONGEST_NAME),
         "experimentName": plan.experiment,
         "inputs": {input_name(index): _input(data) for index, data in enumerate(plan.datasets) if data.name},
         "outputs": {output_name(index): _output(data) for index, data in enumerate(plan.output_datasets)},
-        "tags": {**dict(plan.tags), **_provenance_tags(plan)},
-        "properties": {**_mount_points(plan), **_git_properties(plan)},
+        "tags": _all_shortened({**dict(plan.tags), **_provenance_tags(plan)}),
+        "properties": _all_shortened({**_mount_points(plan), **_git_properties(plan)}),
     }
     if cluster != SERVERLESS:
         body["computeId"] = cluster
@@ -111,6 +117,15 @@ def _common(plan: JobPlan, cluster: str) -> dict[str, Any]:
     if plan.compute.priority:
         queue["priority"] = PRIORITIES[plan.compute.priority]
     return {**body, "queueSettings": queue} if queue else body
+
+
+def _all_shortened(texts: Mapping[str, str]) -> dict[str, str]:
+    """Returns tags or properties as long as they may be; the record of the run has the whole of each."""
+    return {name: _shortened(text, LONGEST_TAG) for name, text in texts.items()}
+
+
+def _shortened(text: str, length: int) -> str:
+    return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
 def _program(plan: JobPlan, command: str) -> dict[str, Any]:
@@ -223,6 +238,14 @@ def _name_problems(plan: JobPlan) -> list[str]:
         )
     if plan.limits.shared_memory and not _MEMORY.fullmatch(plan.limits.shared_memory):
         problems.append(f"--docker_shm_size={plan.limits.shared_memory} is no size such as 400g or 512m.")
+    tags = dict(plan.tags)
+    problems += [
+        f"The tag {name!r} has a name of more than {LONGEST_TAG_NAME} characters."
+        for name in tags
+        if len(name) > LONGEST_TAG_NAME
+    ]
+    if len(tags) + len(_provenance_tags(plan)) > MOST_TAGS:
+        problems.append(f"The container sets {len(tags)} tags, and with ours there may be {MOST_TAGS}.")
     reserved = [name for name in plan.environment if name.startswith("AZUREML_") and name not in DEFAULT_VARIABLES]
     if reserved:
         problems.append(

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from health_ml.azure.blob_reader import BlobReader
 from health_ml.azure.history import RunFacts, RunHistory
 from health_ml.azure.rest import ServiceError
+from health_ml.errors import AuthenticationError
 
 if TYPE_CHECKING:
     from azure.ai.ml import MLClient
@@ -26,6 +27,8 @@ WAITING_STATUSES = frozenset({"NotStarted", "Queued", "Starting", "Provisioning"
 POLL_SECONDS = 2.0
 LONGEST_POLL_SECONDS = 15.0
 LAST_LINES = 30
+MOST_REFUSALS = 20
+"""How often in a row no token may be had before following ends: az itself needs the network for a new one."""
 SHOWN_LOGS = re.compile(r"(user_logs|azureml-logs)/.*\.txt|logs/azureml/(stdout|stderr)logs\.txt")
 """What the processes of a job write. The logs of the service itself are of no interest as long as all goes well."""
 _PROCESS = re.compile(r"std_log_process_0*(\d+)\.txt")
@@ -88,6 +91,7 @@ class RunLogs:
         self._run = run
         self._logs: dict[tuple[str, str], _LogFile] = {}
         self._ended: set[str] = set()
+        self._refusals = 0
 
     def follow(self, write: Write, *, poll_seconds: float) -> None:
         """Hands over every line until the run has ended."""
@@ -112,7 +116,14 @@ class RunLogs:
             for child in self._history.children(self._run):
                 if child.run_id not in self._ended and child.status not in WAITING_STATUSES:
                     self._forward(child.run_id, self._history.details(child.run_id), f"[{child.run_id}] ", write)
+            self._refusals = 0
             return self._forward(self._run.run_id, details, "", write)
+        except AuthenticationError as error:
+            self._refusals += 1
+            if self._refusals >= MOST_REFUSALS:
+                raise
+            logger.warning("%s Still following.", error.message)
+            return False
         except ServiceError as error:
             if error.status in (401, 403, 404):
                 raise

@@ -96,8 +96,13 @@ def new_session(connections: int = CONNECTIONS) -> requests.Session:
     from requests.adapters import HTTPAdapter
 
     session = requests.Session()
+    session.auth = _unchanged  # a password in ~/.netrc would replace the header with our token
     session.mount("https://", HTTPAdapter(pool_connections=4, pool_maxsize=connections))
     return session
+
+
+def _unchanged(request: requests.PreparedRequest) -> requests.PreparedRequest:
+    return request
 
 
 class RestClient:
@@ -219,9 +224,12 @@ class BearerTokens:
             return self._token.token
 
     def forget(self) -> None:
-        """Asks for a new token next time."""
+        """Asks for a new token next time, also if it is not here that the old one is remembered."""
+        forget = getattr(self._credential, "forget", None)
         with self._lock:
             self._token = None
+        if forget is not None:
+            forget()
 
 
 def is_temporary(status: int) -> bool:

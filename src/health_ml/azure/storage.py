@@ -70,8 +70,9 @@ class Container:
 
 
 def _is_folder(blob: Any) -> bool:
-    """Returns True for the empty blob with which a data lake stands for a folder."""
-    return blob.size == 0 and str((blob.metadata or {}).get("hdi_isfolder", "")).lower() == "true"
+    """Returns True for the empty blob with which a data lake, or a tool with no other way, stands for a folder."""
+    is_marked = str((blob.metadata or {}).get("hdi_isfolder", "")).lower() == "true"
+    return blob.size == 0 and (is_marked or blob.name.endswith("/"))
 
 
 class Permission:

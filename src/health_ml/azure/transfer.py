@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import ClassVar
 
 from health_ml.azure.blob_reader import READ_BYTES, BlobFacts, BlobReader, shown
 from health_ml.azure.rest import service_error
@@ -38,6 +39,8 @@ class RemoteFile:
 
 class BlobDownloader(BlobReader):
     """Downloads blobs with several connections. Use it as a context manager."""
+
+    shows_progress: ClassVar[bool] = True
 
     def fetch(self, files: Iterable[RemoteFile], target: Path) -> list[Path]:
         """Returns the paths of the files below the target folder, in their order, when all are complete.

@@ -112,7 +112,13 @@ def cancel_run(command: CommandLine, place: Place, *, write: Write) -> int:
         write(f"Run {handle.run_id} has ended already: {before.value}.")
         return 0
     handle.cancel()
-    write(f"Run {handle.run_id}: {handle.wait(0).value}")
+    status = handle.wait(0)
+    if not status.is_final:
+        raise BackendError(
+            f"Run {handle.run_id} was told to end, and is still {status.value}.",
+            "It may need more time to save what it has: ask again with --status.",
+        )
+    write(f"Run {handle.run_id}: {status.value}")
     return 0
 
 

@@ -16,6 +16,7 @@ _PIN = re.compile(r"\s*[A-Za-z0-9][A-Za-z0-9._-]*\s*(?:\[[^\]]*\])?\s*==\s*([^\s
 _CONDA_NAMES = {"pytorch": "torch", "pytorch-gpu": "torch", "pytorch-cpu": "torch"}
 """Conda packages with another name than the distribution that they bring."""
 _FILE_OPTIONS = ("-r", "--requirement", "-c", "--constraint", "-e", "--editable")
+_PLACE_OPTION = re.compile(r"(?:-f|--find-links|-i|--index-url|--extra-index-url)[ =]*(.*)")
 
 
 @dataclass(frozen=True)
@@ -119,9 +120,14 @@ def _pip_problem(entry: str) -> str:
     """Returns why an entry of the pip section needs a file of this machine, or an empty text."""
     if entry.startswith(_FILE_OPTIONS) and not re.match(r"(-e|--editable)[ =]+(git|hg|svn|bzr)\+", entry):
         return f"{entry!r} needs a file of this machine"
+    place = _PLACE_OPTION.fullmatch(entry)
+    if place and not re.match(r"https?://", place[1]):
+        return f"{entry!r} is a path of this machine"
     address = entry.partition("@")[2].strip() if re.match(r"[\w.\[\],-]+\s*@", entry) else entry
     if address.startswith((".", "/", "~", "file:")) or re.match(r"[A-Za-z]:[\\/]", address):
         return f"{entry!r} is a path of this machine"
+    if address.endswith((".whl", ".tar.gz", ".zip")) and not re.match(r"[a-z+]+://", address):
+        return f"{entry!r} is a file of this machine"
     return ""
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from health_ml.azure.auth import CachingCredential, get_credential
+from health_ml.azure.rest import BearerTokens
 from health_ml.errors import AuthenticationError
 from health_ml.planning.sign_in import AuthMethod
 from tests.helpers.http_server import serving
@@ -50,6 +51,22 @@ def test_one_token_per_scope_whoever_asks() -> None:
     assert len(source.asked) == 2
     assert credential.get_token(SCOPE, claims="more").token == "token 3", "a demand is not answered from memory"
     assert credential.get_token(SCOPE).token == "token 3"
+
+
+def test_a_token_that_a_service_refused_is_not_given_again() -> None:
+    credential = CachingCredential({AuthMethod.AZURE_CLI: Counting})
+    tokens = BearerTokens(credential, SCOPE)
+    assert (tokens.current(), tokens.current()) == ("token 1", "token 1")
+    tokens.forget()
+    assert tokens.current() == "token 2"
+
+
+def test_a_service_principal_that_is_incomplete_or_wrong(tmp_path: Path) -> None:
+    names = {"AZURE_TENANT_ID": "t", "AZURE_CLIENT_ID": "c", "AZURE_CLIENT_CERTIFICATE_PATH": str(tmp_path / "no.pem")}
+    with pytest.raises(AuthenticationError, match=r"environment: +.*no\.pem") as caught:
+        get_credential(environ={**nowhere(tmp_path), **names}).get_token(SCOPE)
+    assert "az login" not in caught.value.hint
+    assert "--auth=azure_cli" in caught.value.hint
 
 
 def test_a_token_that_is_about_to_expire_is_fetched_again() -> None:

@@ -62,6 +62,18 @@ def test_the_config_of_another_program_is_passed_over(tmp_path: Path) -> None:
     assert find(project) == HERE
 
 
+def test_a_file_with_the_address_of_the_workspace(tmp_path: Path) -> None:
+    scope = (
+        f"/subscriptions/{HERE.subscription_id}/resourcegroups/{HERE.resource_group}"
+        f"/providers/Microsoft.MachineLearningServices/workspaces/{HERE.name}"
+    )
+    (tmp_path / "config.json").write_text(json.dumps({"Scope": scope}))
+    assert find(tmp_path) == HERE
+    (tmp_path / "config.json").write_text(json.dumps({"Scope": "/subscriptions/x"}))
+    with pytest.raises(WorkspaceError, match="does not say subscription_id, resource_group and workspace_name"):
+        find(tmp_path)
+
+
 def test_nothing_names_a_workspace(tmp_path: Path) -> None:
     with pytest.raises(WorkspaceError, match=r"no config\.json .* are not set") as caught:
         find(tmp_path)

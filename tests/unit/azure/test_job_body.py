@@ -170,6 +170,8 @@ def test_datasets() -> None:
         ({"limits": PlannedLimits(59.0)}, "59 s is too short"),
         ({"environment_variables": (("AZUREML_RUN_ID", "x"),)}, "sets AZUREML_RUN_ID"),
         ({"compute": PlannedCompute(priority="high")}, "--priority has no effect on a single job"),
+        ({"tags": (("n" * 101, "x"),)}, "has a name of more than 100 characters"),
+        ({"tags": tuple((f"t{index}", "x") for index in range(50))}, "sets 50 tags, and with ours there may be 50"),
         ({"datasets": (PlannedDataset(local_folder="/x"),)}, "add --azure_datasets"),
         ({"datasets": (PlannedDataset(local_folder="/x", mountpoint="/m"),)}, "--dataset_mountpoints=/m has no effect"),
     ],
@@ -178,6 +180,12 @@ def test_what_azureml_cannot_do_is_said_before_anything_else(changes: dict[str, 
     with pytest.raises(PlanError, match=r".") as caught:
         job_body(replace(PLAN, **changes), "gpu")
     assert message in str(caught.value)
+
+
+def test_long_texts_are_shortened_to_what_the_service_takes() -> None:
+    body = job_body(replace(PLAN, display_name="n" * 300, tags=(("commandline", "c" * 1500),)), "gpu")
+    assert body["displayName"] == "n" * 254 + "…"
+    assert body["tags"]["commandline"] == "c" * 999 + "…"
 
 
 def test_all_problems_at_once() -> None:

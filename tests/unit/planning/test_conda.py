@@ -76,6 +76,10 @@ def test_the_file_stays_as_it_is_where_nothing_is_missing() -> None:
         ("-c constraints.txt", "needs a file"),
         ("-e .", "needs a file"),
         ("./wheels/mine.whl", "is a path"),
+        ("wheels/mine.whl", "is a file"),
+        ("mine @ wheels/mine.tar.gz", "is a file"),
+        ("-f wheels", "is a path"),
+        ("--find-links=/home/me/wheels", "is a path"),
         ("/home/me/mine", "is a path"),
         ("~/mine", "is a path"),
         ("mine @ file:///home/me/mine.whl", "is a path"),
@@ -90,7 +94,8 @@ def test_pip_sections_that_cannot_work(tmp_path: Path, entry: str, problem: str)
 
 
 @pytest.mark.parametrize("entry", ["torch", "mine @ https://example.com/mine.whl", "git+https://example.com/x.git",
-                                   "-e git+https://example.com/x.git#egg=x", "--index-url=https://x"])  # fmt: skip
+                                   "-e git+https://example.com/x.git#egg=x", "--index-url=https://x",
+                                   "-f https://example.com/wheels.html", "https://example.com/mine.whl"])  # fmt: skip
 def test_pip_sections_that_work(tmp_path: Path, entry: str) -> None:
     path = tmp_path / "environment.yml"
     path.write_text(yaml.safe_dump({"dependencies": ["python", {"pip": [entry]}]}))
