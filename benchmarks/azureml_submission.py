@@ -93,7 +93,7 @@ def compare(service: AzureML, base: Path, *, count: int, large_bytes: int) -> li
     write_files(small, count)
     large.mkdir()
     (large / "weights.bin").write_bytes(os.urandom(large_bytes))
-    changed = small / "package_000" / "module_0.py"
+    changed = sorted(small.rglob("*.py"))[-1]  # of the many that travel in archives
 
     def change(text: str) -> None:
         changed.write_text(f"# {text}\n")

@@ -306,12 +306,7 @@ def test_a_search_gets_its_values(himl: Himl, azureml: AzureML) -> None:
             (config["random_seed"]["value"], config["trainer.gradient_clip_val"]["value"], config["tag"]["value"])
         )
     assert found == {(3, 0.5, "a b"), (3, 0.5, "c"), (4, 0.5, "a b"), (4, 0.5, "c")}
-    names = json.loads(job.body["properties"]["himl_parameters"])
-    assert names == {
-        "random_seed": "random_seed",
-        "trainer_gradient_clip_val": "trainer.gradient_clip_val",
-        "tag": "tag",
-    }
+    assert set(job.body["searchSpace"]) == {"random_seed", "trainer_gradient_clip_val", "tag"}
 
 
 def test_a_job_reads_and_writes_data(project: Path, himl: Himl, azureml: AzureML) -> None:
@@ -328,6 +323,20 @@ def test_a_job_reads_and_writes_data(project: Path, himl: Himl, azureml: AzureML
     azureml.run_pending_jobs()
     assert job.status == "Completed", azureml.log(job)
     assert azureml.azurite.read(azureml.workspace.default_container, "written/copy.txt") == b"alphaalpha"
+
+
+def test_trials_write_to_a_folder_each(project: Path, himl: Himl, azureml: AzureML) -> None:
+    text = CONTAINER.replace(
+        'print("the runner is in", health_ml.__file__, flush=True)',
+        '(self.output_dataset_folders[0] / "seed.txt").write_text(str(self.random_seed))',
+    )
+    (project / "small.py").write_text(text)
+    written = "azureml://datastores/workspaceblobstore/paths/of_trials"
+    job = submitted(himl("--sweep=random_seed=5,6", f"--output_datasets={written}", "--tracking_uri=none"), azureml)
+    azureml.run_pending_jobs()
+    container = azureml.workspace.default_container
+    found = {name: azureml.azurite.read(container, f"of_trials/{name}/seed.txt") for name in job.children}
+    assert sorted(found.values()) == [b"5", b"6"]
 
 
 def test_two_folds_of_a_container_that_asks_for_them(project: Path, himl: Himl, azureml: AzureML) -> None:
@@ -376,6 +385,7 @@ def test_two_folds_of_a_container_that_asks_for_them(project: Path, himl: Himl, 
           "--early_termination=median_stopping"], "no early termination for --sampling=bayesian"),
         (["--interactive_services=ssh"], "needs a key"),
         (["--ssh_public_key=small.py"], "--ssh_public_key has no effect without"),
+        (["--output_datasets=found:2", "--different_seeds=2"], "every trial would write this version"),
         (["--output_datasets=found@best"], "a job cannot write to a label"),
         (["--regression_test_folder=/tmp"], "--regression_test_folder=/tmp does not travel"),
     ],
@@ -479,12 +489,21 @@ def test_an_image_that_azureml_builds(project: Path, himl: Himl, azureml: AzureM
     container, prefix = re.search(r"windows.net[^/]*/([^/]+)/(.+?)/?$", uri).groups()  # type: ignore[union-attr]
     sent = {name.removeprefix(f"{prefix}/") for name in azureml.azurite.names(container, prefix)}
     assert sent == {".amlignore", "Dockerfile", "kept.pyc"}
+    (context / ".env").write_text("PASSWORD=x")
+    refused = himl("--docker_build_context=docker")
+    assert refused.exit_code != 0
+    assert ".env" in refused.stderr
+    (context / ".env").unlink()
     (context / "Dockerfile").write_text("FROM debian\n")
     submitted(himl("--docker_build_context=docker"), azureml)
     assert len({request.path for request in azureml.received("PUT", "*/environments/*")}) == 2
 
 
 def test_a_data_asset_is_made_on_first_use(himl: Himl, azureml: AzureML) -> None:
+    typed_wrong = himl("--azure_datasets=fresh_leters", "--datastore=workspaceblobstore")
+    assert typed_wrong.exit_code != 0
+    assert "nor a file in the folder fresh_leters on the datastore workspaceblobstore" in typed_wrong.stderr
+    azureml.azurite.write(azureml.workspace.default_container, "fresh_letters/a.txt", b"a")
     for _ in range(2):
         job = submitted(himl("--azure_datasets=fresh_letters", "--datastore=workspaceblobstore"), azureml)
         assert job.body["inputs"]["INPUT_0"]["uri"].endswith("/data/fresh_letters/versions/1")

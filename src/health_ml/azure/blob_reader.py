@@ -189,7 +189,9 @@ class BlobReader:
                     allow_redirects=False,
                 )
             except requests.exceptions.SSLError as error:
-                raise service_error(f"{urlsplit(url).netloc} cannot be trusted: {reason_of(error)}.") from error
+                raise service_error(
+                    f"{urlsplit(url).netloc} cannot be trusted: {reason_of(error)}."
+                ) from None  # its text has the signature
             except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError) as error:
                 problem = reason_of(error)
             else:

@@ -333,7 +333,9 @@ class BlobWriter:
                     allow_redirects=False,
                 )
             except requests.exceptions.SSLError as error:
-                raise service_error(f"{self._address} cannot be trusted: {reason_of(error)}.") from error
+                raise service_error(
+                    f"{self._address} cannot be trusted: {reason_of(error)}."
+                ) from None  # its text has the signature
             except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError) as error:
                 problem = reason_of(error)
             else:

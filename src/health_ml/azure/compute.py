@@ -54,9 +54,10 @@ def _find(client: MLClient, name: str) -> Any:
     try:
         return client.compute.get(name)
     except ResourceNotFoundError as error:
-        if f"workspaces/{client.workspace_name}'" in str(error) or "group" in str(error).lower().split("compute")[0]:
-            raise
-        known = sorted(str(compute.name) for compute in client.compute.list())
+        try:
+            known = sorted(str(compute.name) for compute in client.compute.list())
+        except ResourceNotFoundError:
+            raise error from None  # the workspace itself does not exist
         raise PlanError(
             f"The workspace {client.workspace_name} has no compute cluster {name!r}.",
             f"{did_you_mean(name, known)} It has {', '.join(known) or 'none: make one in the studio'}.".strip(),

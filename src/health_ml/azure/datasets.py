@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
-from health_ml.azure.client import WorkspaceName, azure_errors
+from health_ml.azure.client import TIMEOUTS, WorkspaceName, azure_errors
 from health_ml.azure.storage import Blob, Container, open_container
 from health_ml.azure.transfer import BlobDownloader, RemoteFile, writing_error
 from health_ml.errors import DatasetError, did_you_mean
@@ -182,7 +182,7 @@ class DatasetCache:
             return client
         from azure.ai.ml import MLClient
 
-        return MLClient(client._credential, *address.workspace)
+        return MLClient(client._credential, *address.workspace, enable_telemetry=False, **TIMEOUTS)
 
     def _nothing_there(self, reference: DatasetReference, address: StorageAddress) -> DatasetError:
         place = f"the folder {address.path or '/'} on the datastore {address.datastore}"

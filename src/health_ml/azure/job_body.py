@@ -7,7 +7,6 @@ dataset as the user named it. :func:`health_ml.azure.jobs.submit_body` puts thei
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -41,7 +40,6 @@ DEFAULT_VARIABLES = {
 """Environment variables of every job; those of the container win."""
 MOUNT_POINT_PROPERTY = "AZURE_ML_{direction}_PathOnCompute_{name}"
 """Property of a job that says where an input or output is on the node: the body of an input has no field for it."""
-PARAMETERS_PROPERTY = "himl_parameters"
 LONGEST_NAME = 255
 LONGEST_TAG = 1000
 LONGEST_TAG_NAME = 100
@@ -91,7 +89,6 @@ def _sweep_body(plan: JobPlan, cluster: str, space: SearchSpace) -> dict[str, An
         # The service reads them here or in the trial, depending on its version.
         "resources": program["resources"],
     }
-    body["properties"][PARAMETERS_PROPERTY] = json.dumps({encoded: name for name, encoded in names.items()})
     if space.early_termination is not None:
         body["earlyTermination"] = early_termination_body(space.early_termination, space.sampling)
     return body
@@ -267,6 +264,12 @@ def _flag_problems(plan: JobPlan) -> list[str]:
     if labelled:
         problems.append(
             f"--output_datasets={','.join(labelled)}: a job cannot write to a label; give no more than a name."
+        )
+    versions = [data.name for data in plan.output_datasets if parse_dataset(data.name).version]
+    if versions and space is not None:
+        problems.append(
+            f"--output_datasets={','.join(versions)}: every trial would write this version; give no more than a name, "
+            "so that each gets a new one."
         )
     local = [data.local_folder for data in plan.datasets if not data.name and data.local_folder]
     if local:

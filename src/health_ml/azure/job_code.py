@@ -29,6 +29,8 @@ KEPT_SINGLE_FILES = 64
 """Where there are more, so many of them still are."""
 PACKED_BELOW = 1 << 20
 FILES_PER_PACK = 1024
+BYTES_PER_PACK = 16 << 20
+"""Several packs are in memory at once."""
 READABLE_SUFFIXES = (
     ".py",
     ".ipynb",
@@ -190,7 +192,8 @@ def _packs(files: Sequence[SnapshotFile]) -> list[StoredBlob]:
     if not files:
         return []
     count = 1
-    while count * FILES_PER_PACK < len(files):
+    size = sum(file.size for file in files)
+    while count * FILES_PER_PACK < len(files) or count * BYTES_PER_PACK < size:
         count *= 2
     groups: dict[int, list[SnapshotFile]] = defaultdict(list)
     for file in sorted(files, key=lambda file: file.path.encode()):

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from health_ml.azure.job_start import RUNNER
-from health_ml.errors import DatasetError, did_you_mean
+from health_ml.azure.storage import open_container
+from health_ml.errors import DatasetError, HimlError, did_you_mean
 from health_ml.planning.datasets import LATEST, DatasetReference, folder_uri, input_name, parse_dataset
 from health_ml.planning.plan import JobPlan, PlannedDataset
+
+logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from azure.ai.ml import MLClient
@@ -83,10 +87,28 @@ def _create(client: MLClient, reference: DatasetReference, datastore: str) -> An
     from azure.ai.ml.entities import Data
 
     uri = folder_uri(datastore, reference.name)
+    if _is_empty(client, datastore, reference.name):
+        known = sorted({str(asset.name) for asset in client.data.list()})
+        raise DatasetError(
+            f"There is neither a data asset {reference.name!r} in the workspace {client.workspace_name}, nor a file in "
+            f"the folder {reference.name} on the datastore {datastore}.",
+            did_you_mean(reference.name, known) or "Check --azure_datasets and --datastore.",
+        )
     description = f"The folder {reference.name} on the datastore {datastore}, registered by {RUNNER} on its first use."
     return client.data.create_or_update(
         Data(name=reference.name, version="1", path=uri, type="uri_folder", description=description)
     )
+
+
+def _is_empty(client: MLClient, datastore: str, folder: str) -> bool:
+    """Returns True for a folder without files; one that may not be listed from here may still be read by the job."""
+    from azure.core.exceptions import AzureError
+
+    try:
+        return not open_container(client, datastore).has_files(f"{folder}/")
+    except (AzureError, HimlError) as error:
+        logger.debug("The folder %s on %s cannot be listed: %s", folder, datastore, error)
+        return False
 
 
 def _unknown(client: MLClient, reference: DatasetReference) -> DatasetError:

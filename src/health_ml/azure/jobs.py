@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import secrets
 import time
 from collections.abc import Callable, Mapping
@@ -26,7 +27,8 @@ def new_job_name(model_name: str) -> str:
     In small letters, because the SDK turns the name of a job into these, but not that of a sweep job.
     """
     now = datetime.now(timezone.utc).strftime("%Y%m%dt%H%M%Sz")
-    return f"{model_name.lower()}_{now}_{secrets.token_hex(4)}"
+    model = re.sub(r"[^a-z0-9_-]", "", model_name.lower()).strip("_-") or "run"
+    return f"{model}_{now}_{secrets.token_hex(4)}"
 
 
 def submit_body(

@@ -22,6 +22,10 @@ ARM_ADDRESS = "https://management.azure.com"
 REFRESH_BEFORE_SECONDS = 300
 """A token that is valid for less than this is replaced."""
 CONNECTIONS = 32
+PATIENT_ATTEMPTS = 2
+"""How many further attempts a user need not hear of."""
+LONGEST_ASKED = 120.0
+"""Seconds: the longest pause that a service can ask for."""
 
 
 class Token(Protocol):
@@ -51,7 +55,7 @@ class Patience:
     :param read_seconds: That may pass without a single byte.
     :param attempts: How often to try in a row.
     :param pause: Seconds before the second attempt; doubles with each one.
-    :param longest_pause: Most seconds between two attempts, also if the service asks for more.
+    :param longest_pause: Most seconds between two attempts, if the service does not ask for more.
     """
 
     connect_seconds: float = 15.0
@@ -71,7 +75,7 @@ class Patience:
         :param asked: What the service asked for.
         """
         growing = self.pause * 2 ** (attempt - 1) * random.uniform(0.8, 1.2)  # noqa: S311
-        return float(min(max(growing, asked), self.longest_pause))
+        return float(max(min(growing, self.longest_pause), min(asked, LONGEST_ASKED)))
 
 
 class ServiceError(BackendError):
@@ -183,7 +187,9 @@ class RestClient:
                     allow_redirects=False,
                 )
             except requests.exceptions.SSLError as error:
-                raise service_error(f"{self.address} cannot be trusted: {reason_of(error)}.") from error
+                raise service_error(
+                    f"{self.address} cannot be trusted: {reason_of(error)}."
+                ) from None  # its text has the signature
             except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError) as error:
                 problem = reason_of(error)
             else:
@@ -196,7 +202,8 @@ class RestClient:
                     raise refusal(method, url, answer.status_code, problem)
             if attempt + 1 < self.patience.attempts:
                 pause = self.patience.seconds_before(attempt + 1, asked)
-                logger.debug("%s: %s. Next attempt in %.1f s.", self.address, problem, pause)
+                level = logging.INFO if attempt == PATIENT_ATTEMPTS else logging.DEBUG
+                logger.log(level, "%s does not answer yet (%s). Next attempt in %.0f s.", self.address, problem, pause)
                 time.sleep(pause)
         raise service_error(
             f"{self.address} does not answer: {problem}, {self.patience.attempts} times in a row.",

@@ -64,6 +64,16 @@ class Container:
             found = client.list_blobs(name_starts_with=prefix or None, include=["metadata"])
             return [Blob(blob.name, blob.size, blob.etag) for blob in found if not _is_folder(blob)]
 
+    def has_files(self, prefix: str) -> bool:
+        """Returns whether there is a file whose name starts with a prefix."""
+        from azure.storage.blob import ContainerClient
+
+        with ContainerClient.from_container_url(
+            self.address, credential=self.access.permission.for_sdk, **_LISTING
+        ) as client:
+            found = client.list_blobs(name_starts_with=prefix, include=["metadata"])
+            return any(not _is_folder(blob) for blob in found)
+
     def url(self, blob: Blob) -> str:
         """Returns the address of a file, without a signature."""
         return f"{self.address}/{quote(blob.name, safe='/~')}"

@@ -10,6 +10,7 @@ from health_ml.errors import PlanError
 from health_ml.experiment_config import ExperimentConfig, InteractiveService
 from health_ml.planning.conda import find_environment_file, read_environment_file
 from health_ml.planning.plan import PlannedCompute, PlannedSoftware
+from health_ml.planning.secret_files import check_secret_files
 from health_ml.planning.snapshot import take_snapshot
 from health_ml.settings import CONDA_ENVIRONMENT_FILE, RUNNER_DISTRIBUTION
 from health_ml.version import __version__
@@ -41,7 +42,7 @@ def read_software(config: ExperimentConfig, *, start_directory: Path, cache_fold
         return replace(runner, environment=config.azure_environment)
     if config.docker_build_context:
         folder = config.docker_build_context
-        return replace(runner, build_context=str(folder), build_context_hash=_context_hash(folder, cache_folder))
+        return replace(runner, build_context=str(folder), build_context_hash=_context_hash(config, cache_folder))
     path = config.conda_env or find_environment_file(start_directory)
     if path is None:
         raise PlanError(
@@ -112,7 +113,10 @@ def runner_requirements() -> tuple[str, ...]:
     return tuple(sorted(entry for entry in requirements if "extra ==" not in entry))
 
 
-def _context_hash(folder: Path, cache_folder: Path) -> str:
+def _context_hash(config: ExperimentConfig, cache_folder: Path) -> str:
+    folder = Path(config.docker_build_context or "")
     if not (folder / DOCKERFILE).is_file():
         raise PlanError(f"--docker_build_context: {folder} has no file {DOCKERFILE}.", "Give the folder that has it.")
-    return take_snapshot(folder, cache_folder=cache_folder).content_hash
+    snapshot = take_snapshot(folder, cache_folder=cache_folder)
+    check_secret_files(folder, snapshot.files, allowed=config.allow_secret_files)
+    return snapshot.content_hash

@@ -15,7 +15,7 @@ from health_ml.cli.job_needs import named_software, read_compute, read_software
 from health_ml.cli.parse import ParsedCommand
 from health_ml.cli.planner import plan_job, travelling_state, travels_with
 from health_ml.environment import Place, paused_garbage_collection, process_environment
-from health_ml.errors import EXIT_USAGE, PlanError, SnapshotError, exiting_with
+from health_ml.errors import EXIT_USAGE, HimlError, PlanError, SnapshotError, exiting_with
 from health_ml.planning.large_grids import split_plan
 from health_ml.planning.plan import JobPlan
 from health_ml.planning.provenance import GitState, read_git_state
@@ -62,7 +62,10 @@ def _submit_all(backend: Backend, requests: Sequence[Request], git_state: GitSta
             handles.append(backend.submit(request, git_state=git_state))
     except BaseException:
         for handle in handles:
-            handle.cancel()
+            try:
+                handle.cancel()
+            except HimlError as error:  # the user has to know, and the other error is the more important one
+                logger.error("Run %s was submitted and could not be cancelled: %s", handle.run_id, error.message)
         raise
     return handles
 

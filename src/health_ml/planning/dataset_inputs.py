@@ -9,7 +9,7 @@ from pathlib import Path
 
 from health_ml.errors import DatasetError
 from health_ml.planning.datasets import output_name, parse_datasets
-from health_ml.settings import ENV_INPUT, OUTPUT_DATASETS_FOLDER
+from health_ml.settings import ENV_INPUT, ENV_TRIAL, OUTPUT_DATASETS_FOLDER
 
 _ADDRESS = re.compile(
     r"azureml://(?:subscriptions/(?P<subscription>[^/]+)/resource[gG]roups/(?P<group>[^/]+)"
@@ -17,6 +17,7 @@ _ADDRESS = re.compile(
     r"datastores/(?P<datastore>[^/]+)/paths/(?P<path>.*)",
     re.DOTALL,
 )
+_RUN_ID_VARIABLE = "AZUREML_RUN_ID"
 _INPUT_VARIABLE = re.compile(
     rf"(?:{ENV_INPUT}|(?:AZURE_ML_INPUT_|AZUREML_DATAREFERENCE_)?INPUT_)(\d+)", re.ASCII | re.IGNORECASE
 )
@@ -71,7 +72,8 @@ def input_folders(environ: Mapping[str, str]) -> list[Path]:
 def output_folders(texts: Sequence[str], environ: Mapping[str, str], outputs: Path) -> list[Path]:
     """Returns the folders of the datasets that a run writes, after making them.
 
-    These are the outputs ``OUTPUT_0`` and so on of a job in AzureML; elsewhere, folders in the outputs of the run.
+    These are the outputs ``OUTPUT_0`` and so on of a job in AzureML; elsewhere, folders in the outputs of the run. The
+    trials of a search write to the same address, each to a folder in it that has the name of its run.
 
     :param texts: The value of ``--output_datasets``.
     :param outputs: The folder of the run's outputs.
@@ -80,6 +82,8 @@ def output_folders(texts: Sequence[str], environ: Mapping[str, str], outputs: Pa
     for index, reference in enumerate(parse_datasets(texts)):
         given = environ.get(f"AZURE_ML_OUTPUT_{output_name(index)}")
         name = reference.name or reference.uri.rstrip("/").rpartition("/")[2]
+        if given and reference.uri and environ.get(ENV_TRIAL):
+            given = str(Path(given, environ[_RUN_ID_VARIABLE]))
         folders.append(Path(given) if given else outputs / OUTPUT_DATASETS_FOLDER / f"{index}_{name}")
         folders[-1].mkdir(parents=True, exist_ok=True)
     return folders

@@ -108,7 +108,6 @@ def test_a_whole_search() -> None:
     assert trial["distribution"] == {"distributionType": "Mpi", "processCountPerInstance": 1}
     assert trial["environmentVariables"]["HIML_TRIAL"] == "1"
     assert body["resources"] == trial["resources"] == {"instanceCount": 2, "shmSize": "400g"}
-    assert json.loads(body["properties"]["himl_parameters"])["l_rate"] == "l_rate"
     assert "command" not in body
     assert json.loads(json.dumps(body)) == body
 
