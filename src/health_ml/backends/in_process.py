@@ -36,7 +36,8 @@ from health_ml.training.signals import RunInterrupted, SignalGuard
 from health_ml.training.user_code import describe_exception, user_code
 
 if TYPE_CHECKING:
-    from health_ml.records.mirror import MirrorHandle, WaitingMirror
+    from health_ml.records.mirror import WaitingMirror
+    from health_ml.records.mirror_handle import MirrorHandle
     from health_ml.training.runner_base import RunnerBase
 
 logger = logging.getLogger(__name__)

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import unquote
 
 from health_ml.environment import working_directory
-from health_ml.errors import HimlError, RunNotFoundError
+from health_ml.errors import RunNotFoundError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -45,24 +45,9 @@ MAX_REFUSED = 20
 """Values of one batch that a server may refuse before the run as a whole counts as refused."""
 
 RUN_ID_TAG = "himl.run_id"
+RECORD_ID_TAG = "himl.record_id"
 _SQLITE = "sqlite:///"
 _FORBIDDEN_IN_NAME = re.compile(r"[^\w./ :-]")
-# Error codes that another try cannot heal.
-_PERMANENT = frozenset(
-    {
-        "BAD_REQUEST",
-        "CUSTOMER_UNAUTHORIZED",
-        "ENDPOINT_NOT_FOUND",
-        "FEATURE_DISABLED",
-        "INVALID_PARAMETER_VALUE",
-        "INVALID_STATE",
-        "NOT_FOUND",
-        "NOT_IMPLEMENTED",
-        "PERMISSION_DENIED",
-        "RESOURCE_DOES_NOT_EXIST",
-        "UNAUTHENTICATED",
-    }
-)
 _REFUSED_VALUE = frozenset({"INVALID_PARAMETER_VALUE", "BAD_REQUEST"})
 
 Item = TypeVar("Item")
@@ -80,11 +65,6 @@ class Point:
     value: float
     timestamp: int
     step: int
-
-
-def is_permanent(error: BaseException) -> bool:
-    """Returns True if it makes no sense to try again what raised this error."""
-    return getattr(error, "error_code", None) in _PERMANENT or isinstance(error, (ImportError, HimlError))
 
 
 def database_path(tracking_uri: str) -> Path | None:
@@ -125,14 +105,17 @@ def _create_database(database: Path) -> None:
     from mlflow import MlflowClient
 
     database.parent.mkdir(parents=True, exist_ok=True)
-    with file_lock(database.with_name(f".{database.name}.lock")):
+    with _passing_lock(database.with_name(f".{database.name}.lock")):
         if database.exists():
             return
         temporary = database.with_name(f".{database.name}.new")
         temporary.unlink(missing_ok=True)
-        with working_directory(database.parent):
-            MlflowClient(f"{_SQLITE}{temporary}").search_experiments(max_results=1)
-        _move_without_overwriting(temporary, database)
+        try:
+            with working_directory(database.parent):
+                MlflowClient(f"{_SQLITE}{temporary}").search_experiments(max_results=1)
+            _move_without_overwriting(temporary, database)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def _move_without_overwriting(source: Path, target: Path) -> None:
@@ -148,11 +131,29 @@ def _move_without_overwriting(source: Path, target: Path) -> None:
 
 
 @contextmanager
-def file_lock(path: Path) -> Iterator[None]:
-    """Holds the lock on a file. The system releases it when the process ends, however it ends."""
-    with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+def _passing_lock(path: Path) -> Iterator[None]:
+    """Holds the lock on a file that is only there while somebody holds it or waits for it.
+
+    The system releases it when the process ends, however it ends.
+    """
+    while True:
+        with path.open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            # Whoever held it before has removed the file: a lock on a file without a name keeps nobody out.
+            if not _is_file_at(path, file.fileno()):
+                continue
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+            return
+
+
+def _is_file_at(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
 
 
 def clean_name(name: str) -> str:
@@ -189,12 +190,16 @@ class MlflowRun:
 
     :param client: Client of the store.
     :param run_id: Id that MLflow gave to the run.
+    :param is_new: True if nothing can have been written to it before.
     """
 
-    def __init__(self, client: MlflowClient, run_id: str) -> None:
+    def __init__(self, client: MlflowClient, run_id: str, *, is_new: bool = False) -> None:
         self.client = client
         self.run_id = run_id
+        self.is_new = is_new
         self.dropped: list[str] = []
+        self.is_partly_stored = False
+        """True if the last call of :meth:`log_points` has stored something, whether it came to its end or not."""
         self._params: dict[str, str] | None = None
 
     @classmethod
@@ -205,24 +210,36 @@ class MlflowRun:
         """
         if client.get_run(run_id).info.lifecycle_stage != "active":
             raise RunNotFoundError(
-                f"The run {run_id} was deleted in MLflow.", f"Restore it with: mlflow runs restore --run-id {run_id}"
+                f"the run {run_id} was deleted in MLflow.", f"Restore it with: mlflow runs restore --run-id {run_id}."
             )
         return cls(client, run_id)
 
     @classmethod
     def find_or_create(
-        cls, client: MlflowClient, *, experiment: str, himl_run_id: str, run_name: str, start_time: float
+        cls,
+        client: MlflowClient,
+        *,
+        experiment: str,
+        himl_run_id: str,
+        record_id: str,
+        run_name: str,
+        start_time: float,
     ) -> MlflowRun:
-        """Returns the run with this id of ours in the experiment; both are made if they are missing."""
+        """Returns the run of a record in the experiment; both are made if they are missing.
+
+        :param himl_run_id: Our id of the run. Two machines may give the same one to two runs.
+        :param record_id: Tells the record apart from any other one.
+        """
         experiment_id = _experiment_id(client, experiment)
-        quoted = himl_run_id.replace('"', "")
-        found = client.search_runs([experiment_id], filter_string=f'tags.`{RUN_ID_TAG}` = "{quoted}"', max_results=1)
+        found = client.search_runs(
+            [experiment_id], filter_string=f'tags.`{RECORD_ID_TAG}` = "{record_id}"', max_results=1
+        )
         if found:
             return cls(client, found[0].info.run_id)
-        run = client.create_run(
-            experiment_id, start_time=int(start_time * 1000) or None, tags={RUN_ID_TAG: quoted}, run_name=run_name
-        )
-        return cls(client, run.info.run_id)
+        tags = {RUN_ID_TAG: himl_run_id, RECORD_ID_TAG: record_id}
+        start = int(start_time * 1000) or None
+        run = client.create_run(experiment_id, start_time=start, tags=tags, run_name=run_name)
+        return cls(client, run.info.run_id, is_new=True)
 
     def log_points(self, points: Sequence[Point], *, is_uncertain: bool) -> None:
         """Stores values of metrics.
@@ -231,11 +248,16 @@ class MlflowRun:
         """
         from mlflow.entities import Metric
 
+        self.is_partly_stored = False
         known = self._known_points({point.name for point in points}) if is_uncertain else set()
         missing = [point for point in points if _fingerprint(point) not in known]
         for batch in _batches(missing, MAX_METRICS):
             metrics = [Metric(point.name, point.value, point.timestamp, point.step) for point in batch]
-            self._send(metrics, lambda items: self.client.log_batch(self.run_id, metrics=items, synchronous=True))
+            self._send(metrics, self._send_metrics)
+
+    def _send_metrics(self, metrics: list[Any]) -> None:
+        self.client.log_batch(self.run_id, metrics=metrics, synchronous=True)
+        self.is_partly_stored = True
 
     def log_params(self, values: Mapping[str, Any]) -> None:
         """Stores parameters. MLflow allows no changes: a changed value goes into the tag ``himl.changed.<name>``."""
@@ -295,6 +317,8 @@ class MlflowRun:
         except Exception as error:
             if getattr(error, "error_code", None) not in _REFUSED_VALUE or len(refused) >= MAX_REFUSED:
                 raise
+            if not refused:
+                self.find(self.client, self.run_id)  # a run that was deleted refuses everything
             text = getattr(items[0], "value", None)
             if len(items) > 1:
                 middle = len(items) // 2
@@ -326,6 +350,12 @@ def _experiment_id(client: MlflowClient, name: str) -> str:
             experiment = client.get_experiment_by_name(name)
             if experiment is None:
                 raise
+    if experiment.lifecycle_stage != "active":
+        raise RunNotFoundError(
+            f"the experiment {name!r} was deleted in MLflow.",
+            f"Restore it with: mlflow experiments restore --experiment-id {experiment.experiment_id}, or choose "
+            "another one with --experiment.",
+        )
     return str(experiment.experiment_id)
 
 

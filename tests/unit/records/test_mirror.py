@@ -20,7 +20,8 @@ from tests.helpers.flaky_proxy import FlakyProxy
 
 from health_ml.environment import environment_variables, working_directory
 from health_ml.errors import ArgumentsError, BackendError, RunNotFoundError
-from health_ml.records.mirror import MLFLOW_ENVIRONMENT, MirrorHandle, start_mirror
+from health_ml.records.mirror import MLFLOW_ENVIRONMENT, start_mirror
+from health_ml.records.mirror_handle import MirrorHandle
 from health_ml.records.mirror_loop import MirrorLoop, Patience
 from health_ml.records.mirror_state import MirrorSettings, MirrorState
 from health_ml.records.reader import get_mlflow_run_id, read_record
@@ -127,7 +128,6 @@ def test_the_whole_record_arrives_in_a_new_store(tmp_path: Path) -> None:
     assert events["loss"][1][1] == pytest.approx(0.5)
     assert math.isnan(events["odd[name]"][7][1])
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        ".mlflow.db.lock",
         "mlflow.db",
         "outputs",
         "tensorboard",
