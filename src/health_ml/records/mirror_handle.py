@@ -6,6 +6,7 @@ import logging
 import os
 import subprocess
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -21,6 +22,9 @@ SILENT_SECONDS = 5.0
 """How long the end of a run waits for a server that has not answered so far."""
 
 _STOP_SECONDS = 3.0
+_STOP_SECONDS_OF_SILENT = 0.5
+_LIVES = 2
+"""How many processes may try to carry the end of a run over, if something kills them."""
 _QUIET_SECONDS = 5.0
 """How long the end of a run waits without saying what for."""
 _STOPPED = (RunStatus.PREEMPTED, RunStatus.CANCELLED)
@@ -62,14 +66,14 @@ class MirrorHandle:
 
         :param silent_seconds: How long to wait if MLflow has not answered while the run went on.
         """
-        if self._process is not None and self._process.poll() not in (None, 0):
-            self._start_again(self._process)
-        if self._process is not None:
-            process, self._process = self._process, None
-            _raise_priority(process.pid)
-            wake_up(process)
-            self._wait_or_stop(process, timeout_seconds, silent_seconds)
-            close_pipes(process, self._listener)
+        end = time.monotonic() + timeout_seconds
+        for _ in range(_LIVES):
+            if self._process is None or self._end(self._process, end - time.monotonic(), silent_seconds):
+                break
+            logger.info("The mirror did not live to see the end of the run: another one takes over.")
+            self._process = self._restart()
+            self._listener = _listen(self._process)
+        self._process = None
         progress = MirrorProgress.load(self._folder)
         if not progress.message:
             progress.settings = self._settings.masked()
@@ -78,30 +82,30 @@ class MirrorHandle:
             progress.message = lack_message(self._folder, progress)
         return progress.as_state()
 
-    def _start_again(self, dead: subprocess.Popen[bytes]) -> None:
-        """Replaces a mirror that has not lived to see the end of the run, for example because memory ran out."""
-        logger.info("The mirror ended early, with exit code %s: another one takes over.", dead.returncode)
-        wake_up(dead)
-        close_pipes(dead, self._listener)
-        self._process = self._restart()
-        self._listener = _listen(self._process)
+    def _end(self, process: subprocess.Popen[bytes], timeout_seconds: float, silent_seconds: float) -> bool:
+        """Waits for the end of the mirror, or ends it; returns False if something else has killed it."""
+        _raise_priority(process.pid)
+        wake_up(process)
+        is_stopped = not self._wait(process, timeout_seconds, silent_seconds)
+        close_pipes(process, self._listener)
+        return is_stopped or process.returncode == 0
 
-    def _wait_or_stop(self, process: subprocess.Popen[bytes], timeout_seconds: float, silent_seconds: float) -> None:
+    def _wait(self, process: subprocess.Popen[bytes], timeout_seconds: float, silent_seconds: float) -> bool:
+        """Returns True if the mirror has ended by itself."""
         if read_status(self._folder).status in _STOPPED:
             timeout_seconds = min(timeout_seconds, _SECONDS_OF_STOPPED)
         progress = MirrorProgress.load(self._folder)
         if progress.trouble and not progress.has_answered:
-            wait_or_stop(process, min(timeout_seconds, silent_seconds), stop_seconds=0.5)
-            return
+            return wait_or_stop(process, min(timeout_seconds, silent_seconds), stop_seconds=_STOP_SECONDS_OF_SILENT)
         with suppress(subprocess.TimeoutExpired):
-            process.wait(min(timeout_seconds, _QUIET_SECONDS))
-            return
+            process.wait(max(0.0, min(timeout_seconds, _QUIET_SECONDS)))
+            return True
         if timeout_seconds > _QUIET_SECONDS:
             logger.info(
-                f"Waiting until MLflow at {progress.settings.get('tracking_uri')} has everything, for "
+                f"Waiting until MLflow at {self._settings.masked()['tracking_uri']} has everything, for "
                 f"{timeout_seconds:.0f} seconds at most. The record is complete already."
             )
-        wait_or_stop(process, max(0.0, timeout_seconds - _QUIET_SECONDS))
+        return wait_or_stop(process, timeout_seconds - _QUIET_SECONDS)
 
 
 def _listen(process: subprocess.Popen[bytes] | None) -> threading.Thread | None:
@@ -145,14 +149,16 @@ def wake_up(process: subprocess.Popen[bytes]) -> None:
         logger.debug("The mirror has ended before it was asked to.")
 
 
-def wait_or_stop(process: subprocess.Popen[bytes], timeout_seconds: float, stop_seconds: float = _STOP_SECONDS) -> None:
-    """Waits until the mirror has ended, and ends it if that takes longer."""
+def wait_or_stop(process: subprocess.Popen[bytes], timeout_seconds: float, stop_seconds: float = _STOP_SECONDS) -> bool:
+    """Returns True if the mirror has ended by itself in time, after ending it if it has not."""
     try:
-        process.wait(timeout_seconds)
+        process.wait(max(0.0, timeout_seconds))
+        return True
     except subprocess.TimeoutExpired:
         process.terminate()
-        try:
-            process.wait(stop_seconds)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+    try:
+        process.wait(stop_seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    return False

@@ -183,8 +183,8 @@ class MirrorLoop:
         """Notes why MLflow did not take something, and when to try again."""
         trouble = diagnose(error)
         if self._trouble is None or trouble.reason != self._trouble.reason:
-            is_first_in_log = self._has_log and self._trouble is None
-            logger.warning("MLflow: %s.", trouble.reason, exc_info=error if is_first_in_log else None)
+            level = logging.WARNING if self._has_log else logging.DEBUG
+            logger.log(level, "MLflow: %s.", trouble.reason, exc_info=error if self._trouble is None else None)
         if self._error is None:
             self._failing_since = time.monotonic()
         self._error, self._trouble = error, trouble

@@ -15,7 +15,7 @@ from health_ml.records.mirror import MLFLOW_ENVIRONMENT
 from health_ml.records.mirror_loop import MirrorLoop
 from health_ml.records.mirror_state import MirrorProgress, MirrorSettings, MirrorState, mirror_lock
 from health_ml.records.reader import read_record
-from health_ml.records.tracking import resolve_tracking_uri, split_credentials
+from health_ml.records.tracking import NO_TRACKING, resolve_tracking_uri, split_credentials
 from health_ml.settings import ENV_MLFLOW_TRACKING_URI, RECORD_RUN_DOCUMENT
 
 
@@ -31,6 +31,11 @@ def sync(record_folder: Path, *, tracking_uri: str = "", project_root: Path | No
     :raises BackendError: If the mirror of the run is still at work.
     :raises ArgumentsError: If the address of the store contained a password, which the record does not keep.
     """
+    if tracking_uri.strip().lower() == NO_TRACKING:
+        raise ArgumentsError(
+            f"--tracking_uri={tracking_uri}: there is nothing to carry a run over to.",
+            "Leave it out for the store that the run was mirrored to, or give another one.",
+        )
     folder = read_record(record_folder).folder.absolute()
     settings, credentials = _settings(folder, tracking_uri, project_root or Path.cwd())
     with mirror_lock(folder) as is_mine:

@@ -40,6 +40,7 @@ _STATUS_OF_CODE = {
 }
 # MLflow has no better place for the status of an answer than the text of its errors.
 _STATUS_IN_TEXT = re.compile(r"failed with error code (\d{3}) !=|too many (\d{3}) error responses")
+_BROKEN = frozenset({"BadStatusLine", "IncompleteRead", "ProtocolError"})  # of http.client and urllib3
 _PERMANENT_ERRNO = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOENT})
 _ADVICE_BY_STATUS = {
     401: f"Set {_CREDENTIALS}.",
@@ -135,8 +136,9 @@ def _of_connection(cause: BaseException) -> Trouble | None:
         return Trouble(f"it does not speak HTTPS ({cause.reason})", advice, is_permanent=True)
     if isinstance(cause, TimeoutError) and (cause.errno is not None or "timed out" in str(cause)):
         return Trouble(f"no answer in time ({cause.strerror or cause})")
-    if isinstance(cause, ConnectionError) or type(cause).__name__ in ("IncompleteRead", "BadStatusLine"):
-        return Trouble(f"the connection breaks ({_short(str(cause)) or type(cause).__name__})")
+    if isinstance(cause, ConnectionError) or type(cause).__name__ in _BROKEN:
+        detail = cause.args[-1] if cause.args else type(cause).__name__
+        return Trouble(f"the connection breaks ({_short(str(detail))})")
     return None
 
 
