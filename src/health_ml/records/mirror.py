@@ -45,9 +45,19 @@ MLFLOW_ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     # The mirror has its own patience, and saves how far it came in between.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
 }
 """What MLflow is told where it only serves as a mirror."""
+
+_DEFAULTS = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
+"""What it is told unless the user says something else."""
+
+
+def mlflow_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """Returns the variables that MLflow needs where it only serves as a mirror.
+
+    :param environ: The variables that are set.
+    """
+    return {**{name: value for name, value in _DEFAULTS.items() if name not in environ}, **MLFLOW_ENVIRONMENT}
 
 
 class WaitingMirror:
@@ -65,7 +75,7 @@ class WaitingMirror:
             [sys.executable, "-m", "health_ml.records.mirror", *([] if has_mlflow else [_WITHOUT_MLFLOW])],
             # Where no file of the user can hide a module of the standard library.
             cwd="/",
-            env={**self._environ, **MLFLOW_ENVIRONMENT, **_import_path(self._environ)},
+            env={**self._environ, **mlflow_environment(self._environ), **_import_path(self._environ)},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

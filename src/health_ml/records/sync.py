@@ -11,7 +11,7 @@ from health_ml.errors import ArgumentsError, BackendError
 from health_ml.planning.fan_out_folder import FanOutFolder
 from health_ml.planning.secrets import MASK, mask_text
 from health_ml.records.fan_out_mirror import FanOutMirror, trial_settings
-from health_ml.records.mirror import MLFLOW_ENVIRONMENT
+from health_ml.records.mirror import mlflow_environment
 from health_ml.records.mirror_loop import MirrorLoop
 from health_ml.records.mirror_state import MirrorProgress, MirrorSettings, MirrorState, mirror_lock
 from health_ml.records.reader import read_record
@@ -45,7 +45,7 @@ def sync(record_folder: Path, *, tracking_uri: str = "", project_root: Path | No
                 "It carries everything over by itself; try again when the run has ended.",
             )
         address = {ENV_MLFLOW_TRACKING_URI: settings.tracking_uri}
-        with environment_variables({**MLFLOW_ENVIRONMENT, **credentials, **address}):
+        with environment_variables({**mlflow_environment(process_environment()), **credentials, **address}):
             fan_out = FanOutFolder(folder.parent)
             if fan_out.exists:
                 return FanOutMirror(fan_out, settings, wait=time.sleep).run_once()

@@ -137,7 +137,7 @@ def _of_connection(cause: BaseException) -> Trouble | None:
     if isinstance(cause, TimeoutError) and (cause.errno is not None or "timed out" in str(cause)):
         return Trouble(f"no answer in time ({cause.strerror or cause})")
     if isinstance(cause, ConnectionError) or type(cause).__name__ in _BROKEN:
-        detail = cause.args[-1] if cause.args else type(cause).__name__
+        detail = cause.args[-1] if type(cause).__name__ == "ProtocolError" else cause
         return Trouble(f"the connection breaks ({_short(str(detail))})")
     return None
 
