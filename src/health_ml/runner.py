@@ -37,9 +37,30 @@ def main(argv: Sequence[str] | None = None, *, on_result: Callable[[RunResult], 
     :param on_result: Called with the result of a run that came to an end without an error.
     """
     arguments = sys.argv[1:] if argv is None else list(argv)
+    return _guarded(lambda: _run(arguments, on_result))
+
+
+def tensorboard_main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command line of ``himl-tb`` and returns the exit code of the process.
+
+    :param argv: The arguments after the name of the program. Default: those of this process.
+    """
+    arguments = sys.argv[1:] if argv is None else list(argv)
+
+    def run() -> int:
+        folder = _current_directory()
+        from health_ml.cli.tensorboard import show_tensorboard
+
+        return show_tensorboard(arguments, start_directory=folder, write=_print)
+
+    return _guarded(run)
+
+
+def _guarded(run: Callable[[], int]) -> int:
+    """Returns the exit code of a program: nothing leaves it but a message, and it leaves the process as it was."""
     with _restored_process():
         try:
-            return _run(arguments, on_result)
+            return run()
         except HimlError as error:
             return _report(error)
         except KeyboardInterrupt:
@@ -55,7 +76,15 @@ def main(argv: Sequence[str] | None = None, *, on_result: Callable[[RunResult], 
 
 def console_entry_point() -> None:
     """Runs the command line of this process and ends the process with its exit code."""
-    code = main()
+    _exit(main())
+
+
+def tensorboard_entry_point() -> None:
+    """Runs ``himl-tb`` and ends the process with its exit code."""
+    _exit(tensorboard_main())
+
+
+def _exit(code: int) -> None:
     try:
         sys.stdout.flush()
     except OSError as error:
@@ -311,7 +340,9 @@ def _report_unexpected(error: Exception) -> int:
 def _print_error(text: str) -> None:
     rank = os.environ.get("LOCAL_RANK", "0")
     place = f" (process {rank})" if rank not in ("", "0") else ""
-    print(f"himl-runner{place}: {text}", file=sys.stderr, flush=True)
+    program = Path(sys.argv[0]).name
+    name = program if program == "himl-tb" else "himl-runner"
+    print(f"{name}{place}: {text}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -110,7 +110,10 @@ def test_wheel_has_every_file_of_the_package_and_nothing_else(installed: Path) -
 def test_wheel_declares_the_command_and_the_license(installed: Path) -> None:
     (metadata,) = installed.glob("*.dist-info")
     entry_points = (metadata / "entry_points.txt").read_text()
-    assert entry_points.strip() == "[console_scripts]\nhiml-runner = health_ml.runner:console_entry_point"
+    assert entry_points.strip() == (
+        "[console_scripts]\nhiml-runner = health_ml.runner:console_entry_point\n"
+        "himl-tb = health_ml.runner:tensorboard_entry_point"
+    )
     assert (metadata / "licenses" / "LICENSE").is_file()
     text = (metadata / "METADATA").read_text()
     assert re.search("^License(-Expression)?: MIT$", text, re.MULTILINE)

@@ -69,6 +69,11 @@ def help_text(command: CommandLine, *, start_directory: Path, width: int | None 
     return "\n".join(parts).rstrip()
 
 
+def flag_lines(parameters: Mapping[str, param.Parameter[Any]], columns: int) -> list[str]:
+    """Returns the help on parameters that are not those of a model, in two columns."""
+    return _lines(_flags(parameters), columns)
+
+
 def _groups(container: LightningContainer | None) -> Iterator[tuple[str, list[FlagHelp]]]:
     """Yields each group as its title and its flags; the parameters that only this container has come first."""
     groups = list(container_groups(container))

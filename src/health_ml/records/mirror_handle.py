@@ -66,7 +66,8 @@ class MirrorHandle:
 
         :param silent_seconds: How long to wait if MLflow has not answered while the run went on.
         """
-        end = time.monotonic() + timeout_seconds
+        begin = time.monotonic()
+        end = begin + timeout_seconds
         for _ in range(_LIVES):
             if self._process is None or self._end(self._process, end - time.monotonic(), silent_seconds):
                 break
@@ -78,7 +79,9 @@ class MirrorHandle:
         if not progress.message:
             progress.settings = self._settings.masked()
             progress.is_complete = False
-            progress.trouble = progress.trouble or f"see {self._folder / RECORD_MIRROR_LOG_FILE}"
+            progress.trouble = progress.trouble or (
+                f"{time.monotonic() - begin:.0f} seconds were not enough (see {self._folder / RECORD_MIRROR_LOG_FILE})"
+            )
             progress.message = lack_message(self._folder, progress)
         return progress.as_state()
 
