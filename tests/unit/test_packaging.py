@@ -142,11 +142,20 @@ def _loaded_heavy(code: str, path: Path, cwd: Path) -> set[str]:
         "from health_ml.runner import main; main(['--version'])",
         "from health_ml.runner import main; main(['--help'])",
         "from health_ml.runner import main; main(['--completion=bash'])",
+        "from health_ml.runner import tensorboard_main; tensorboard_main(['--help'])",
+        "import health_ml.cli.fan_out_here",  # before it has started what loads everything for the trials
         "from health_ml.runner import main; main(['--model=HelloWorld', '--no_such_flag', '--config=missing.yaml'])",
     ],
 )
 def test_light_import(code: str, tmp_path: Path) -> None:
     assert _loaded_heavy(code, REPOSITORY / "src", tmp_path) == set()
+
+
+def test_the_mirror_loads_mlflow_without_torch(tmp_path: Path) -> None:
+    code = "from health_ml.records.mlflow_store import load_client; load_client()"
+    assert (
+        _loaded_heavy(code, REPOSITORY / "src", tmp_path) & {"torch", "pytorch_lightning", "lightning_fabric"} == set()
+    )
 
 
 # --- dependencies ---------------------------------------------------------------------------------------------------
