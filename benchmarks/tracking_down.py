@@ -32,6 +32,7 @@ from health_ml.records.record import RunRecord, RunStatus
 from health_ml.training.loggers.run_logger import RunLogger
 
 REPETITIONS = 5
+WIDE_REPETITIONS = 3
 SLOW_SECONDS = 5.0
 WIDE = 1000
 WIDE_STEPS = 30
@@ -140,7 +141,7 @@ def compare(name: str, folder: Path, tracking_uri: str, *, target: str) -> tuple
     folder.mkdir()
     with_record, with_nothing = [], []
     with mirrored_record(folder, tracking_uri) as (record, mirror):
-        for _ in range(REPETITIONS):
+        for _ in range(WIDE_REPETITIONS if measure is seconds_per_wide_step else REPETITIONS):
             with_nothing.append(measure(NoLogger(), folder))
             with_record.append(measure(RunLogger(folder / "lightning", record=record), folder))
     begin = time.monotonic()
