@@ -161,6 +161,7 @@ def _start_process(
         if process is None:
             new = WaitingMirror(has_mlflow=settings.tracking_uri != NO_TRACKING)
             process = new.take(record_folder, settings, variables)
+            new.close()
     except OSError as error:
         logger.warning("The mirror cannot be started: %s. The record is not affected.", error)
         return None

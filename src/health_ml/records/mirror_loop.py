@@ -203,11 +203,12 @@ class MirrorLoop:
         if self._tell is None or self._is_final or (is_short and not trouble.is_permanent):
             return
         tell, self._tell = self._tell, None
-        later = "it is tried once more when the run ends" if trouble.is_permanent else "it is tried again until then"
+        at_end, soon = "is tried once more when the run ends", "is carried over as soon as it answers"
         address = self._progress.settings["tracking_uri"]
         tell(
             f"MLflow at {address} does not take the metrics of this run: {trouble.reason}. {trouble.advice}".rstrip()
-            + f" The training goes on and its record is complete; {later}, and nothing is lost."
+            + " The training goes on and its record is complete; what is missing "
+            + f"{at_end if trouble.is_permanent else soon}."
         )
 
     def _read_status(self) -> StatusView:

@@ -228,9 +228,7 @@ def test_a_killed_mirror_is_continued_without_doubles(tmp_path: Path, store: str
         wait_until_mirrored(record)
         psutil.Process(handle.process_id).kill()
         record.log_metrics({"loss": 2.0}, step=2)
-    state = handle.finish(30)
-    assert not state.is_complete
-    assert "--sync=r1" in state.message
+    assert handle.finish(60).is_complete, "another mirror has taken over"
     mirror_file = record.folder / "mirror.json"
     content = json.loads(mirror_file.read_text())
     content["positions"]["metrics.jsonl"] = 0  # as if it had been killed before it could note what it sent
