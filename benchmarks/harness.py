@@ -22,6 +22,7 @@ BENCHMARKS = (
     "startup",
     "run_time",
     "step_time",
+    "tracking_down",
     "model_search",
     "checkpoint_progress",
     "snapshot",

@@ -41,6 +41,22 @@ def main(argv: Sequence[str] | None = None, *, on_result: Callable[[RunResult], 
         return _guarded(lambda: _run(arguments, on_result))
 
 
+def tensorboard_main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command line of ``himl-tb`` and returns the exit code of the process.
+
+    :param argv: The arguments after the name of the program. Default: those of this process.
+    """
+    arguments = sys.argv[1:] if argv is None else list(argv)
+
+    def run() -> int:
+        folder = _current_directory()
+        from health_ml.cli.tensorboard import show_tensorboard
+
+        return show_tensorboard(arguments, start_directory=folder, write=_print)
+
+    return _guarded(run)
+
+
 def download_main(argv: Sequence[str] | None = None) -> int:
     """Runs a command line of ``himl-download`` and returns the exit code of the process.
 
@@ -85,6 +101,11 @@ def console_entry_point() -> None:
 def download_entry_point() -> None:
     """Runs ``himl-download`` and ends the process with its exit code."""
     _exit(download_main())
+
+
+def tensorboard_entry_point() -> None:
+    """Runs ``himl-tb`` and ends the process with its exit code."""
+    _exit(tensorboard_main())
 
 
 def _exit(code: int) -> None:
@@ -366,7 +387,7 @@ def _print_error(text: str) -> None:
     rank = os.environ.get("LOCAL_RANK", "0")
     place = f" (process {rank})" if rank not in ("", "0") else ""
     program = Path(sys.argv[0]).name
-    name = program if program == "himl-download" else "himl-runner"
+    name = program if program in ("himl-download", "himl-tb") else "himl-runner"
     print(f"{name}{place}: {text}", file=sys.stderr, flush=True)
 
 

@@ -16,10 +16,12 @@ class FlakyProxy:
 
     ``503`` and ``429`` (or any number): this answer, and the server never hears of the request.
     ``"lost"``: the server does what was asked, and the connection breaks before the answer.
+    ``"half"``: the server does what was asked, and the connection breaks in the middle of the answer.
     """
 
     def __init__(self, target: str) -> None:
         self.target = urlsplit(target)
+        self.port = 0
         self.part = "log-batch"
         self.troubles: list[int | str] = []
         self.requests: list[str] = []
@@ -33,14 +35,15 @@ class FlakyProxy:
 
     @contextmanager
     def running(self) -> Iterator[FlakyProxy]:
-        """Serves on a free port of this machine."""
+        """Serves on a free port of this machine; if it did so before, on the same one."""
         proxy = self
 
         class Handler(_Handler):
             flaky = proxy
 
-        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        server = ThreadingHTTPServer(("127.0.0.1", self.port), Handler)
         server.daemon_threads = False
+        self.port = server.server_port
         self.address = f"http://127.0.0.1:{server.server_port}"
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
         thread.start()
@@ -71,8 +74,10 @@ class _Handler(BaseHTTPRequestHandler):
         response = connection.getresponse()
         content = response.read()
         connection.close()
-        if trouble == "lost":
+        if trouble in ("lost", "half"):
             self.close_connection = True
+            if trouble == "half":
+                self.wfile.write(b"HTTP/1.0 200 OK\r\nContent-Length: 1000\r\n\r\n{")
             return
         self._answer(response.status, content)
 

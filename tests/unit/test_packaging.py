@@ -113,7 +113,8 @@ def test_wheel_declares_the_command_and_the_license(installed: Path) -> None:
     entry_points = (metadata / "entry_points.txt").read_text()
     assert entry_points.strip() == (
         "[console_scripts]\nhiml-download = health_ml.runner:download_entry_point\n"
-        "himl-runner = health_ml.runner:console_entry_point"
+        "himl-runner = health_ml.runner:console_entry_point\n"
+        "himl-tb = health_ml.runner:tensorboard_entry_point"
     )
     assert (metadata / "licenses" / "LICENSE").is_file()
     text = (metadata / "METADATA").read_text()
@@ -143,11 +144,20 @@ def _loaded_heavy(code: str, path: Path, cwd: Path) -> set[str]:
         "from health_ml.runner import main; main(['--version'])",
         "from health_ml.runner import main; main(['--help'])",
         "from health_ml.runner import main; main(['--completion=bash'])",
+        "from health_ml.runner import tensorboard_main; tensorboard_main(['--help'])",
+        "import health_ml.cli.fan_out_here",  # before it has started what loads everything for the trials
         "from health_ml.runner import main; main(['--model=HelloWorld', '--no_such_flag', '--config=missing.yaml'])",
     ],
 )
 def test_light_import(code: str, tmp_path: Path) -> None:
     assert _loaded_heavy(code, REPOSITORY / "src", tmp_path) == set()
+
+
+def test_the_mirror_loads_mlflow_without_torch(tmp_path: Path) -> None:
+    code = "from health_ml.records.mlflow_store import load_client; load_client()"
+    assert (
+        _loaded_heavy(code, REPOSITORY / "src", tmp_path) & {"torch", "pytorch_lightning", "lightning_fabric"} == set()
+    )
 
 
 # --- dependencies ---------------------------------------------------------------------------------------------------

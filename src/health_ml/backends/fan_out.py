@@ -27,7 +27,8 @@ from health_ml.planning.fan_out_folder import FanOutFolder
 from health_ml.planning.plan import JobPlan
 from health_ml.planning.secrets import MASK
 from health_ml.records.fan_out_report import FanOutReport
-from health_ml.records.mirror import MirrorHandle, WaitingMirror, start_mirror
+from health_ml.records.mirror import WaitingMirror, start_mirror
+from health_ml.records.mirror_handle import MirrorHandle
 from health_ml.records.process_identity import process_identity
 from health_ml.records.reader import read_document, read_record
 from health_ml.records.record import RunRecord, RunStatus

@@ -39,7 +39,8 @@ from health_ml.training.signals import RunInterrupted, SignalGuard
 from health_ml.training.user_code import describe_exception, user_code
 
 if TYPE_CHECKING:
-    from health_ml.records.mirror import MirrorHandle, WaitingMirror
+    from health_ml.records.mirror import WaitingMirror
+    from health_ml.records.mirror_handle import MirrorHandle
     from health_ml.training.runner_base import RunnerBase
 
 logger = logging.getLogger(__name__)
@@ -369,7 +370,8 @@ class _RecordedRun:
         self._record.set_status(status, message)
         if self._mirror is None:
             return ()
-        state = self._mirror.finish(MIRROR_SECONDS_IN_JOB if self._run.job else MIRROR_SECONDS)
+        in_job = {"silent_seconds": MIRROR_SECONDS_IN_JOB} if self._run.job else {}
+        state = self._mirror.finish(MIRROR_SECONDS_IN_JOB if in_job else MIRROR_SECONDS, **in_job)
         if state.is_complete:
             return ()
         return (state.message,)

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import param
 
-from health_ml.backends.checks import check_before_start
 from health_ml.backends.fan_out import WarmProcesses, check_fan_out, create_fan_out, run_fan_out
 from health_ml.backends.fan_out_resources import Slots, share_out
 from health_ml.backends.run_folder import new_run_folder
@@ -34,6 +33,9 @@ def run_trials(parsed: ParsedCommand, place: Place, *, warm: WarmProcesses | Non
 
     :raises HimlError: If something is wrong that can be known before the first trial starts; nothing is left then.
     """
+    # Loads Lightning: the processes that every trial needs have to be on their way before that.
+    from health_ml.backends.checks import check_before_start
+
     container = parsed.container
     check_before_start(
         parsed.experiment_config, container, start_directory=place.start_directory, project_root=place.project_root

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from health_ml.cli.command_line import CommandLine
 from health_ml.cli.run_store_flags import read_store_flags
-from health_ml.errors import BackendError
+from health_ml.errors import BackendError, RunNotFoundError
 from health_ml.planning.run_store import find_run_folder
 
 
@@ -23,6 +23,11 @@ def sync_run(command: CommandLine, *, start_directory: Path) -> str:
     from health_ml.records.sync import sync  # loads what only this needs
 
     folder = find_run_folder(command.sync, start_directory, flags.output_to)
+    if flags.output_to is not None and not folder.is_relative_to(flags.output_to):
+        raise RunNotFoundError(
+            f"There is no run '{command.sync}' in --output_to={flags.output_to}.",
+            f"There is one in {folder.parent}: leave out --output_to if you mean that one.",
+        )
     state = sync(folder, tracking_uri=flags.config.tracking_uri, project_root=start_directory)
     if not state.is_complete:
         raise BackendError(state.message)

@@ -16,8 +16,6 @@ from health_ml.records.mirror_state import MirrorSettings, MirrorState, catch_up
 from health_ml.records.reader import StatusView
 from health_ml.settings import LIGHTNING_LOGS_FOLDER, LOGS_FOLDER, RECORD_RUN_DOCUMENT, RECORD_STATUS_FILE
 
-_TRIES_OF_SYNC = 3
-
 
 def trial_settings(folder: FanOutFolder, index: int, settings: MirrorSettings) -> MirrorSettings:
     """Returns where a trial is mirrored to, if the settings say where its fan-out is."""
@@ -36,6 +34,7 @@ class FanOutMirror:
     :param settings: Where to, with credentials.
     :param wait: Waits up to some seconds, and returns early if there is a reason to look at once.
     :param patience: How long to wait for what.
+    :param tell: Tells the user, while the fan-out goes on, that something is wrong. It is called once at most.
     """
 
     def __init__(
@@ -45,12 +44,13 @@ class FanOutMirror:
         *,
         wait: Callable[[float], None],
         patience: Patience | None = None,
+        tell: Callable[[str], None] | None = None,
     ) -> None:
         self._folder = folder
         self._settings = settings
         self._wait = wait
         self._patience = patience or Patience()
-        self._own = MirrorLoop(folder.record, settings, wait=wait, patience=self._patience)
+        self._own = MirrorLoop(folder.record, settings, wait=wait, patience=self._patience, tell=tell)
         self._trials: dict[int, MirrorLoop] = {}
         self._locks: dict[int, ExitStack] = {}
         self._versions: dict[int, int] = {}
@@ -75,13 +75,13 @@ class FanOutMirror:
 
     def run_once(self) -> MirrorState:
         """Returns what was achieved by carrying over what is there now, with a few tries."""
-        for _ in range(_TRIES_OF_SYNC):
+        while True:
             status = self._own.push()
             self._push_trials(status, is_hopeless=False)
-            loops = (self._own, *self._trials.values())
-            if all(loop.error is None for loop in loops):
+            waiting = [loop for loop in (self._own, *self._trials.values()) if not loop.is_exhausted]
+            if not waiting or (self._own.error is not None and self._own.is_exhausted):
                 break
-            self._wait(max(loop.pause() for loop in loops))
+            self._wait(min(loop.seconds_to_next_try for loop in waiting))
         self._push_trials(status, is_hopeless=True)
         return self._close(status)
 

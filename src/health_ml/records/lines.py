@@ -35,6 +35,19 @@ def read_lines(path: Path, position: int = 0, *, chunk_bytes: int | None = None)
     return lines
 
 
+def count_lines(path: Path, position: int = 0) -> int:
+    """Returns how many complete lines there are from a position on, without reading them all at once."""
+    count = 0
+    try:
+        with path.open("rb") as file:
+            file.seek(position)
+            while chunk := file.read(CHUNK_BYTES):
+                count += chunk.count(b"\n")
+    except FileNotFoundError:
+        pass
+    return count
+
+
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """Returns everything that can be read, the last line too if only its line break is missing."""
     try:

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -26,7 +26,8 @@ import health_ml
 from health_ml.environment import RunEnvironment, environment_variables, process_environment
 from health_ml.planning.fan_out_folder import FanOutFolder
 from health_ml.planning.secrets import mask_text
-from health_ml.records.mirror_state import MirrorProgress, MirrorSettings, MirrorState, catch_up_hint, mirror_lock
+from health_ml.records.mirror_handle import MirrorHandle, close_pipes, wait_or_stop, wake_up
+from health_ml.records.mirror_state import MirrorProgress, MirrorSettings, mirror_lock
 from health_ml.records.tracking import NO_TRACKING, resolve_tracking_uri, split_credentials
 from health_ml.settings import ENV_MLFLOW_TRACKING_URI, RECORD_MIRROR_DOCUMENT, RECORD_MIRROR_LOG_FILE
 
@@ -40,7 +41,6 @@ NICENESS = 10
 
 LOADING_NICENESS = 19
 
-_STOP_SECONDS = 3.0
 _WITHOUT_MLFLOW = "--without_mlflow"
 
 MLFLOW_ENVIRONMENT = {
@@ -48,48 +48,19 @@ MLFLOW_ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     # The mirror has its own patience, and saves how far it came in between.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
 }
 """What MLflow is told where it only serves as a mirror."""
 
+_DEFAULTS = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
+"""What it is told unless the user says something else."""
 
-class MirrorHandle:
-    """A mirror that was started.
 
-    :param process: Its process, or None if it could not be started.
+def mlflow_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """Returns the variables that MLflow needs where it only serves as a mirror.
+
+    :param environ: The variables that are set.
     """
-
-    def __init__(self, record_folder: Path, settings: MirrorSettings, process: subprocess.Popen[bytes] | None) -> None:
-        self._folder = record_folder
-        self._settings = settings
-        self._process = process
-
-    @property
-    def process_id(self) -> int | None:
-        """Id of the mirror's process."""
-        return self._process.pid if self._process else None
-
-    def finish(self, timeout_seconds: float) -> MirrorState:
-        """Returns what was achieved, after waiting for the mirror to catch up, at most about this long.
-
-        Write the final status to the record first: the mirror ends when it has carried that over. A mirror that has
-        not caught up in time is stopped, and the state says so.
-        """
-        if self._process is not None:
-            _raise_priority(self._process.pid)
-            _wake_up(self._process)
-            _wait_or_stop(self._process, timeout_seconds)
-            self._process = None
-        progress = MirrorProgress.load(self._folder)
-        if not progress.message:
-            progress.settings = self._settings.masked()
-            progress.is_complete = False
-            progress.message = (
-                f"The record in {self._folder} is complete, but its mirror in MLflow at "
-                f"{progress.settings['tracking_uri']} is not: see {self._folder / RECORD_MIRROR_LOG_FILE}. "
-                f"{catch_up_hint(self._folder)}"
-            )
-        return progress.as_state()
+    return {**{name: value for name, value in _DEFAULTS.items() if name not in environ}, **MLFLOW_ENVIRONMENT}
 
 
 class WaitingMirror:
@@ -107,9 +78,9 @@ class WaitingMirror:
             [sys.executable, "-m", "health_ml.records.mirror", *([] if has_mlflow else [_WITHOUT_MLFLOW])],
             # Where no file of the user can hide a module of the standard library.
             cwd="/",
-            env={**self._environ, **MLFLOW_ENVIRONMENT, **_import_path(self._environ)},
+            env={**self._environ, **mlflow_environment(self._environ), **_import_path(self._environ)},
             stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
         )
 
@@ -120,9 +91,9 @@ class WaitingMirror:
 
         :param environ: The variables for MLflow, as they are now.
         """
-        process, self._process = self._process, None
-        if process is None or process.poll() is not None:
+        if self._process is None or self._process.poll() is not None:
             return None
+        process, self._process = self._process, None
         assert process.stdin is not None
         new = {name: value for name, value in environ.items() if self._environ.get(name) != value}
         order = {"folder": str(record_folder), "settings": asdict(settings), "environment": new}
@@ -131,7 +102,8 @@ class WaitingMirror:
             process.stdin.write(json.dumps(order).encode() + b"\n")
             process.stdin.flush()
         except OSError:
-            _wait_or_stop(process, 0)
+            wait_or_stop(process, 0)
+            close_pipes(process, None)
             return None
         return process
 
@@ -139,8 +111,9 @@ class WaitingMirror:
         """Ends the process if nobody has taken it."""
         if self._process is not None:
             self._process.kill()
-            _wake_up(self._process)
+            wake_up(self._process)
             self._process.wait()
+            close_pipes(self._process, None)
             self._process = None
 
 
@@ -174,15 +147,28 @@ def start_mirror(
     )
     _note_settings(record_folder, settings)
     variables = {**environ, **credentials, ENV_MLFLOW_TRACKING_URI: address}
+    process = _start_process(record_folder, settings, variables, waiting)
+    return MirrorHandle(
+        record_folder,
+        settings,
+        process,
+        restart=lambda: _start_process(record_folder, settings, variables, None),
+    )
+
+
+def _start_process(
+    record_folder: Path, settings: MirrorSettings, variables: Mapping[str, str], waiting: WaitingMirror | None
+) -> subprocess.Popen[bytes] | None:
     try:
         process = waiting.take(record_folder, settings, variables) if waiting else None
         if process is None:
-            new = WaitingMirror(has_mlflow=address != NO_TRACKING)
+            new = WaitingMirror(has_mlflow=settings.tracking_uri != NO_TRACKING)
             process = new.take(record_folder, settings, variables)
+            new.close()
     except OSError as error:
         logger.warning("The mirror cannot be started: %s. The record is not affected.", error)
-        process = None
-    return MirrorHandle(record_folder, settings, process)
+        return None
+    return process
 
 
 def _note_settings(record_folder: Path, settings: MirrorSettings) -> None:
@@ -201,34 +187,6 @@ def _import_path(environ: Mapping[str, str]) -> dict[str, str]:
         return {}
     paths = [str(source), *(os.path.abspath(path) for path in environ.get("PYTHONPATH", "").split(os.pathsep) if path)]
     return {"PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}
-
-
-def _raise_priority(process_id: int) -> None:
-    """Gives the mirror, for which the user is waiting now, its full share back, where the system allows that."""
-    with suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, process_id, 0)
-
-
-def _wake_up(process: subprocess.Popen[bytes]) -> None:
-    assert process.stdin is not None
-    try:
-        # A byte besides the end of the file: workers that the training has forked may keep the pipe open.
-        process.stdin.write(b"\n")
-        process.stdin.close()
-    except OSError:  # it has ended already
-        logger.debug("The mirror has ended before it was asked to.")
-
-
-def _wait_or_stop(process: subprocess.Popen[bytes], timeout_seconds: float) -> None:
-    try:
-        process.wait(timeout_seconds)
-    except subprocess.TimeoutExpired:
-        process.terminate()
-        try:
-            process.wait(_STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
 
 
 # --- in the process of the mirror ------------------------------------------------------------------------------------
@@ -261,6 +219,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Mirrors the record of a run that standard input names.")
     parser.add_argument(_WITHOUT_MLFLOW, action="store_true", help="Do not load MLflow before it is needed.")
     arguments = parser.parse_args()
+    tell = _notices()
     step_aside()
     if not arguments.without_mlflow:
         loader = threading.Thread(target=_load_gently, name="himl-mirror-loader")
@@ -271,10 +230,23 @@ def main() -> None:
         folder = Path(order["folder"])
         _redirect_output(folder / RECORD_MIRROR_LOG_FILE)
         with environment_variables(order["environment"]):
-            mirror_until_end(folder, MirrorSettings(**order["settings"]))
+            mirror_until_end(folder, MirrorSettings(**order["settings"]), tell=tell)
     logging.shutdown()
     # Tearing down the modules that MLflow has loaded takes longer than all that is left to do.
     os._exit(0)
+
+
+def _notices() -> Callable[[str], None]:
+    """Returns what shows a line to the user. Standard output leads to the training, so nothing else may get there."""
+    notices = os.dup(sys.stdout.fileno())
+    with open(os.devnull, "wb") as nothing:
+        os.dup2(nothing.fileno(), sys.stdout.fileno())
+
+    def tell(text: str) -> None:
+        with suppress(OSError):  # the training has ended
+            os.write(notices, f"{mask_text(' '.join(text.split()))}\n".encode())
+
+    return tell
 
 
 def _read_order() -> dict[str, Any] | None:
@@ -327,8 +299,13 @@ def _patience() -> Patience | None:
     return IN_JOB if RunEnvironment.from_env(process_environment()).is_in_azureml else None
 
 
-def mirror_until_end(record_folder: Path, settings: MirrorSettings) -> None:
-    """Mirrors a record until its run has ended. While another mirror is at work, waits for that one to end."""
+def mirror_until_end(
+    record_folder: Path, settings: MirrorSettings, *, tell: Callable[[str], None] | None = None
+) -> None:
+    """Mirrors a record until its run has ended. While another mirror is at work, waits for that one to end.
+
+    :param tell: Tells the user that something is wrong while the run goes on.
+    """
     from health_ml.records.fan_out_mirror import FanOutMirror
     from health_ml.records.mirror_loop import MirrorLoop
 
@@ -338,9 +315,9 @@ def mirror_until_end(record_folder: Path, settings: MirrorSettings) -> None:
         with mirror_lock(record_folder) as is_mine:
             if is_mine:
                 loop = (
-                    FanOutMirror(fan_out, settings, wait=wait)
+                    FanOutMirror(fan_out, settings, wait=wait, tell=tell)
                     if fan_out.exists
-                    else MirrorLoop(record_folder, settings, wait=wait, patience=_patience())
+                    else MirrorLoop(record_folder, settings, wait=wait, patience=_patience(), tell=tell)
                 )
                 signal.signal(signal.SIGTERM, loop.request_stop)
                 loop.run()

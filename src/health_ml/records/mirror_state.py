@@ -14,8 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from health_ml.planning.secrets import mask_text
+from health_ml.records.lines import count_lines
 from health_ml.records.reader import read_document
-from health_ml.settings import OUTPUTS_FOLDER, RECORD_MIRROR_DOCUMENT, RECORD_MIRROR_LOCK_FILE
+from health_ml.settings import (
+    OUTPUTS_FOLDER,
+    RECORD_METRICS_FILE,
+    RECORD_MIRROR_DOCUMENT,
+    RECORD_MIRROR_LOCK_FILE,
+)
 
 
 @dataclass(frozen=True)
@@ -60,19 +66,29 @@ class MirrorProgress:
 
     :param settings: Where to, without credentials.
     :param positions: For each file of the record, the position up to which MLflow has it.
-    :param documents: For each document of the record, the version that MLflow has.
+    :param documents: For each document of the record, the version that MLflow knows the facts of.
+    :param files: For each document of the record, the version that MLflow has as a file.
+    :param record_id: Tells this record apart from all others, in any store.
     :param final_status: The final status that MLflow was told, or empty.
     :param event_file: The TensorBoard event file, how much of it is valid, and the position in the metrics file.
+    :param has_answered: True if MLflow has taken something from the process that is at work, or was the last to be.
+    :param trouble: Why MLflow lacks something, as the end of a sentence; empty if it lacks nothing.
+    :param advice: What the user can do about that.
     """
 
     settings: dict[str, str] = field(default_factory=dict)
     mlflow_run_id: str | None = None
     positions: dict[str, int] = field(default_factory=dict)
     documents: dict[str, list[int]] = field(default_factory=dict)
+    files: dict[str, list[int]] = field(default_factory=dict)
+    record_id: str = ""
     final_status: str = ""
     event_file: dict[str, Any] = field(default_factory=dict)
     is_complete: bool = False
     message: str = ""
+    has_answered: bool = False
+    trouble: str = ""
+    advice: str = ""
     updated: float = 0.0
 
     @classmethod
@@ -116,6 +132,22 @@ def continue_on_other_disk(record_folder: Path) -> None:
 
 def _size(path: Path) -> int:
     return path.stat().st_size if path.is_file() else 0
+
+
+def lack_message(record_folder: Path, progress: MirrorProgress) -> str:
+    """Returns what MLflow lacks of a record that has ended, why, and the way out."""
+    missing = count_lines(record_folder / RECORD_METRICS_FILE, position=progress.positions.get(RECORD_METRICS_FILE, 0))
+    rows = f"its last {missing} row{'s' * (missing != 1)} of metrics and how it ended" if missing else "how it ended"
+    return " ".join(
+        part
+        for part in (
+            f"The record in {record_folder} is complete, but MLflow at {progress.settings.get('tracking_uri')} lacks "
+            f"{rows}: {progress.trouble}.",
+            progress.advice,
+            catch_up_hint(record_folder),
+        )
+        if part
+    )
 
 
 def catch_up_hint(record_folder: Path) -> str:

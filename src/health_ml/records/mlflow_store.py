@@ -23,66 +23,28 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import unquote
 
 from health_ml.environment import process_environment, working_directory
-from health_ml.errors import HimlError, RunNotFoundError
+from health_ml.errors import RunNotFoundError
+from health_ml.records.mlflow_limits import (
+    AZUREML_LIMITS,
+    MAX_NAME_LENGTH,
+    MAX_PARAM_LENGTH,
+    MAX_PARAMS_OR_TAGS,
+    MAX_REFUSED,
+    MAX_REQUEST_CHARACTERS,
+    OLD_SERVER_LENGTH,
+    Limits,
+    is_azureml,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 logger = logging.getLogger(__name__)
 
-# The limits of MLflow 3: mlflow/utils/validation.py.
-MAX_METRICS = 1000
-MAX_PARAMS_OR_TAGS = 100
-MAX_PARAM_LENGTH = 6000
-MAX_TAG_LENGTH = 8000
-MAX_NAME_LENGTH = 250
-MAX_REQUEST_CHARACTERS = 400_000
-"""A request may have 1 MB; a character may take up to four bytes in it, few do."""
-OLD_SERVER_LENGTH = 250
-"""What servers before MLflow 1.28 accept as the value of a parameter."""
-
-MAX_REFUSED = 20
-"""Values of one batch that a server may refuse before the run as a whole counts as refused."""
-
-AZUREML_SCHEME = "azureml://"
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a store takes.
-
-    :param metrics: Values of metrics in one request.
-    :param tag_length: Characters of the value of a tag.
-    :param tag_name_length: Characters of its name.
-    """
-
-    metrics: int = MAX_METRICS
-    tag_length: int = MAX_TAG_LENGTH
-    tag_name_length: int = MAX_NAME_LENGTH
-
-
-AZUREML_LIMITS = Limits(metrics=250, tag_length=1000, tag_name_length=100)
-"""Azure's page on service limits: metric rows per batch uploaded, length of tag key and of tag value."""
-
 RUN_ID_TAG = "himl.run_id"
+RECORD_ID_TAG = "himl.record_id"
 _SQLITE = "sqlite:///"
 _FORBIDDEN_IN_NAME = re.compile(r"[^\w./ :-]")
-# Error codes that another try cannot heal.
-_PERMANENT = frozenset(
-    {
-        "BAD_REQUEST",
-        "CUSTOMER_UNAUTHORIZED",
-        "ENDPOINT_NOT_FOUND",
-        "FEATURE_DISABLED",
-        "INVALID_PARAMETER_VALUE",
-        "INVALID_STATE",
-        "NOT_FOUND",
-        "NOT_IMPLEMENTED",
-        "PERMISSION_DENIED",
-        "RESOURCE_DOES_NOT_EXIST",
-        "UNAUTHENTICATED",
-    }
-)
 _REFUSED_VALUE = frozenset({"INVALID_PARAMETER_VALUE", "BAD_REQUEST"})
 
 Item = TypeVar("Item")
@@ -102,21 +64,11 @@ class Point:
     step: int
 
 
-def is_permanent(error: BaseException) -> bool:
-    """Returns True if it makes no sense to try again what raised this error."""
-    return getattr(error, "error_code", None) in _PERMANENT or isinstance(error, (ImportError, HimlError))
-
-
 def database_path(tracking_uri: str) -> Path | None:
     """Returns the file of an SQLite store, or None for any other store."""
     if not tracking_uri.startswith(_SQLITE):
         return None
     return Path(unquote(tracking_uri[len(_SQLITE) :].partition("?")[0]))
-
-
-def is_azureml(tracking_uri: str) -> bool:
-    """Returns True for the store of an AzureML workspace."""
-    return tracking_uri.startswith(AZUREML_SCHEME)
 
 
 def load_client() -> None:
@@ -154,14 +106,17 @@ def _create_database(database: Path) -> None:
     from mlflow import MlflowClient
 
     database.parent.mkdir(parents=True, exist_ok=True)
-    with file_lock(database.with_name(f".{database.name}.lock")):
+    with _passing_lock(database.with_name(f".{database.name}.lock")):
         if database.exists():
             return
         temporary = database.with_name(f".{database.name}.new")
         temporary.unlink(missing_ok=True)
-        with working_directory(database.parent):
-            MlflowClient(f"{_SQLITE}{temporary}").search_experiments(max_results=1)
-        _move_without_overwriting(temporary, database)
+        try:
+            with working_directory(database.parent):
+                MlflowClient(f"{_SQLITE}{temporary}").search_experiments(max_results=1)
+            _move_without_overwriting(temporary, database)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def _move_without_overwriting(source: Path, target: Path) -> None:
@@ -177,11 +132,29 @@ def _move_without_overwriting(source: Path, target: Path) -> None:
 
 
 @contextmanager
-def file_lock(path: Path) -> Iterator[None]:
-    """Holds the lock on a file. The system releases it when the process ends, however it ends."""
-    with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+def _passing_lock(path: Path) -> Iterator[None]:
+    """Holds the lock on a file that is only there while somebody holds it or waits for it.
+
+    The system releases it when the process ends, however it ends.
+    """
+    while True:
+        with path.open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            # Whoever held it before has removed the file: a lock on a file without a name keeps nobody out.
+            if not _is_file_at(path, file.fileno()):
+                continue
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+            return
+
+
+def _is_file_at(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
 
 
 def clean_name(name: str, length: int = MAX_NAME_LENGTH) -> str:
@@ -216,13 +189,17 @@ class MlflowRun:
 
     :param client: Client of the store.
     :param run_id: Id that MLflow gave to the run.
+    :param is_new: True if nothing can have been written to it before.
     """
 
-    def __init__(self, client: MlflowClient, run_id: str) -> None:
+    def __init__(self, client: MlflowClient, run_id: str, *, is_new: bool = False) -> None:
         self.client = client
         self.run_id = run_id
         self.limits = AZUREML_LIMITS if is_azureml(client.tracking_uri) else Limits()
+        self.is_new = is_new
         self.dropped: list[str] = []
+        self.is_partly_stored = False
+        """True if the last call of :meth:`log_points` has stored something, whether it came to its end or not."""
         self._params: dict[str, str] | None = None
 
     @classmethod
@@ -233,24 +210,36 @@ class MlflowRun:
         """
         if client.get_run(run_id).info.lifecycle_stage != "active":
             raise RunNotFoundError(
-                f"The run {run_id} was deleted in MLflow.", f"Restore it with: mlflow runs restore --run-id {run_id}"
+                f"the run {run_id} was deleted in MLflow.", f"Restore it with: mlflow runs restore --run-id {run_id}."
             )
         return cls(client, run_id)
 
     @classmethod
     def find_or_create(
-        cls, client: MlflowClient, *, experiment: str, himl_run_id: str, run_name: str, start_time: float
+        cls,
+        client: MlflowClient,
+        *,
+        experiment: str,
+        himl_run_id: str,
+        record_id: str,
+        run_name: str,
+        start_time: float,
     ) -> MlflowRun:
-        """Returns the run with this id of ours in the experiment; both are made if they are missing."""
+        """Returns the run of a record in the experiment; both are made if they are missing.
+
+        :param himl_run_id: Our id of the run. Two machines may give the same one to two runs.
+        :param record_id: Tells the record apart from any other one.
+        """
         experiment_id = _experiment_id(client, experiment)
-        quoted = himl_run_id.replace('"', "")
-        found = client.search_runs([experiment_id], filter_string=f'tags.`{RUN_ID_TAG}` = "{quoted}"', max_results=1)
+        found = client.search_runs(
+            [experiment_id], filter_string=f'tags.`{RECORD_ID_TAG}` = "{record_id}"', max_results=1
+        )
         if found:
             return cls(client, found[0].info.run_id)
-        run = client.create_run(
-            experiment_id, start_time=int(start_time * 1000) or None, tags={RUN_ID_TAG: quoted}, run_name=run_name
-        )
-        return cls(client, run.info.run_id)
+        tags = {RUN_ID_TAG: himl_run_id, RECORD_ID_TAG: record_id}
+        start = int(start_time * 1000) or None
+        run = client.create_run(experiment_id, start_time=start, tags=tags, run_name=run_name)
+        return cls(client, run.info.run_id, is_new=True)
 
     def log_points(self, points: Sequence[Point], *, is_uncertain: bool) -> None:
         """Stores values of metrics.
@@ -259,11 +248,16 @@ class MlflowRun:
         """
         from mlflow.entities import Metric
 
+        self.is_partly_stored = False
         known = self._known_points({point.name for point in points}) if is_uncertain else set()
         missing = [point for point in points if _fingerprint(point) not in known]
         for batch in _batches(missing, self.limits.metrics):
             metrics = [Metric(point.name, point.value, point.timestamp, point.step) for point in batch]
-            self._send(metrics, lambda items: self.client.log_batch(self.run_id, metrics=items, synchronous=True))
+            self._send(metrics, self._send_metrics)
+
+    def _send_metrics(self, metrics: list[Any]) -> None:
+        self.client.log_batch(self.run_id, metrics=metrics, synchronous=True)
+        self.is_partly_stored = True
 
     def log_params(self, values: Mapping[str, Any]) -> None:
         """Stores parameters. MLflow allows no changes: a changed value goes into the tag ``himl.changed.<name>``."""
@@ -326,6 +320,8 @@ class MlflowRun:
         except Exception as error:
             if getattr(error, "error_code", None) not in _REFUSED_VALUE or len(refused) >= MAX_REFUSED:
                 raise
+            if not refused:
+                self.find(self.client, self.run_id)  # a run that was deleted refuses everything
             text = getattr(items[0], "value", None)
             if len(items) > 1:
                 middle = len(items) // 2
@@ -357,6 +353,12 @@ def _experiment_id(client: MlflowClient, name: str) -> str:
             experiment = client.get_experiment_by_name(name)
             if experiment is None:
                 raise
+    if experiment.lifecycle_stage != "active":
+        raise RunNotFoundError(
+            f"the experiment {name!r} was deleted in MLflow.",
+            f"Restore it with: mlflow experiments restore --experiment-id {experiment.experiment_id}, or choose "
+            "another one with --experiment.",
+        )
     return str(experiment.experiment_id)
 
 

@@ -13,10 +13,12 @@ from health_ml.environment import process_environment
 from health_ml.planning.fan_out_folder import FanOutFolder
 from health_ml.records.lines import CHUNK_BYTES, Line, read_lines
 from health_ml.records.mirror_state import MirrorProgress, MirrorSettings
-from health_ml.records.mlflow_store import MlflowRun, Point, clean_name, database_path, is_azureml, open_client
+from health_ml.records.mlflow_limits import is_azureml
+from health_ml.records.mlflow_store import MlflowRun, Point, clean_name, database_path, open_client
 from health_ml.records.reader import MetricsRow, StatusView, parse_metrics, read_document
 from health_ml.records.record import RunStatus
 from health_ml.records.tensorboard_writer import ScalarWriter
+from health_ml.records.trouble import diagnose
 from health_ml.settings import (
     RECORD_CONFIG_DOCUMENT,
     RECORD_GIT_DOCUMENT,
@@ -37,6 +39,8 @@ PARAMETER_METRICS = "hyperparameters"
 """Metrics with this prefix are parameters."""
 MAX_NUMERIC_PARAMETERS = 20
 """AzureML promises to take 50 names of metrics for a run."""
+_FILE_TRIES = 2
+_FILE_TRIES_AT_END = 3
 _MLFLOW_STATUS = {
     RunStatus.QUEUED: "SCHEDULED",
     RunStatus.RUNNING: "RUNNING",
@@ -112,8 +116,10 @@ class MlflowSink:
         self._progress = progress
         self._run: MlflowRun | None = None
         # Whoever wrote before may have been killed between sending a batch and noting that it was sent.
-        self._is_uncertain = progress.mlflow_run_id is not None
+        self._is_uncertain = True
         self._is_ours = True
+        self._file_tries: dict[str, int] = {}
+        self.missing_files: dict[str, str] = {}
 
     def push(self, status: StatusView, save: Callable[[], None]) -> None:
         """Writes everything that is new; the position is saved after each batch.
@@ -130,6 +136,8 @@ class MlflowSink:
         self._push_values(RECORD_HYPERPARAMETERS_FILE, "values", run.log_params, save)
         self._push_metrics(run, save)
         self._push_status(run, status, save)
+        if self._keeps_artifacts:
+            self._push_files(run, save, tries=_FILE_TRIES_AT_END if status.status.is_final else _FILE_TRIES)
 
     @property
     def dropped(self) -> list[str]:
@@ -152,9 +160,11 @@ class MlflowSink:
                     client,
                     experiment=self._settings.experiment,
                     himl_run_id=str(facts.get("run_id") or self._settings.run_name),
+                    record_id=self._progress.record_id,
                     run_name=self._settings.run_name,
                     start_time=float(facts.get("created") or facts.get("started") or 0.0),
                 )
+            self._is_uncertain = self._is_uncertain and not self._run.is_new
             parent = self._parent_run_id(fan_out) if fan_out else None
             if parent:
                 self._run.log_tags({_PARENT_TAG: parent})
@@ -167,18 +177,14 @@ class MlflowSink:
         return progress.mlflow_run_id if is_same_store else None
 
     def _push_documents(self, run: MlflowRun, save: Callable[[], None]) -> None:
-        """Writes the documents that have changed: some of what they say as tags, and the files to a server."""
+        """Writes what the documents that have changed say, as tags."""
         changed = {name: version for name, version in self._versions() if self._progress.documents.get(name) != version}
-        if not changed:
-            return
-        run.log_tags(document_tags(self._folder))
-        if is_azureml(self._settings.tracking_uri) and f"{RECORD_CONFIG_DOCUMENT}.json" in changed:
-            run.log_points(numeric_parameters(self._folder), is_uncertain=True)
-        for name, version in changed.items():
-            if self._keeps_artifacts:
-                self._push_artifact(run, self._folder / name)
-            self._progress.documents[name] = version
-        save()
+        if changed:
+            run.log_tags(document_tags(self._folder))
+            if is_azureml(self._settings.tracking_uri) and f"{RECORD_CONFIG_DOCUMENT}.json" in changed:
+                run.log_points(numeric_parameters(self._folder), is_uncertain=True)
+            self._progress.documents.update(changed)
+            save()
 
     @property
     def _keeps_artifacts(self) -> bool:
@@ -186,12 +192,25 @@ class MlflowSink:
         is_in_job = is_azureml(self._settings.tracking_uri) and not self._is_ours
         return database_path(self._settings.tracking_uri) is None and not is_in_job
 
-    def _push_artifact(self, run: MlflowRun, path: Path) -> None:
-        """Uploads a file. Where artifacts cannot be stored, metrics still can: that is no reason to stop."""
-        try:
-            run.log_file(path)
-        except Exception as error:
-            logger.warning("The artifact %s is not in MLflow: %s", path.name, error)
+    def _push_files(self, run: MlflowRun, save: Callable[[], None], *, tries: int) -> None:
+        """Uploads the documents that have changed.
+
+        Where files cannot be stored, metrics still can: many servers leave files to a store that needs credentials of
+        its own. That is no reason to stop, but to be said at the end.
+        """
+        for name, version in self._versions():
+            if self._progress.files.get(name) == version or self._file_tries.get(name, 0) >= tries:
+                continue
+            try:
+                run.log_file(self._folder / name)
+            except Exception as error:
+                self._file_tries[name] = self._file_tries.get(name, 0) + 1
+                self.missing_files[name] = diagnose(error).reason
+                logger.warning("The file %s is not in MLflow: %s", name, self.missing_files[name])
+            else:
+                self.missing_files.pop(name, None)
+                self._progress.files[name] = version
+                save()
 
     def _versions(self) -> Iterator[tuple[str, list[int]]]:
         for name in _ARTIFACTS:
@@ -218,8 +237,9 @@ class MlflowSink:
             for points, end in _batches_of_points(lines):
                 try:
                     run.log_points(points, is_uncertain=self._is_uncertain)
-                except BaseException:
-                    self._is_uncertain = True
+                except Exception as error:
+                    is_untouched = diagnose(error).has_not_arrived and not run.is_partly_stored
+                    self._is_uncertain = self._is_uncertain or not is_untouched
                     raise
                 self._is_uncertain = False
                 self._progress.positions[RECORD_METRICS_FILE] = end

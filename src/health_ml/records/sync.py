@@ -11,11 +11,11 @@ from health_ml.errors import ArgumentsError, BackendError
 from health_ml.planning.fan_out_folder import FanOutFolder
 from health_ml.planning.secrets import MASK, mask_text
 from health_ml.records.fan_out_mirror import FanOutMirror, trial_settings
-from health_ml.records.mirror import MLFLOW_ENVIRONMENT
+from health_ml.records.mirror import mlflow_environment
 from health_ml.records.mirror_loop import MirrorLoop
 from health_ml.records.mirror_state import MirrorProgress, MirrorSettings, MirrorState, mirror_lock
 from health_ml.records.reader import read_record
-from health_ml.records.tracking import resolve_tracking_uri, split_credentials
+from health_ml.records.tracking import NO_TRACKING, resolve_tracking_uri, split_credentials
 from health_ml.settings import ENV_MLFLOW_TRACKING_URI, RECORD_RUN_DOCUMENT
 
 
@@ -31,6 +31,11 @@ def sync(record_folder: Path, *, tracking_uri: str = "", project_root: Path | No
     :raises BackendError: If the mirror of the run is still at work.
     :raises ArgumentsError: If the address of the store contained a password, which the record does not keep.
     """
+    if tracking_uri.strip().lower() == NO_TRACKING:
+        raise ArgumentsError(
+            f"--tracking_uri={tracking_uri}: there is nothing to carry a run over to.",
+            "Leave it out for the store that the run was mirrored to, or give another one.",
+        )
     folder = read_record(record_folder).folder.absolute()
     settings, credentials = _settings(folder, tracking_uri, project_root or Path.cwd())
     with mirror_lock(folder) as is_mine:
@@ -40,7 +45,7 @@ def sync(record_folder: Path, *, tracking_uri: str = "", project_root: Path | No
                 "It carries everything over by itself; try again when the run has ended.",
             )
         address = {ENV_MLFLOW_TRACKING_URI: settings.tracking_uri}
-        with environment_variables({**MLFLOW_ENVIRONMENT, **credentials, **address}):
+        with environment_variables({**mlflow_environment(process_environment()), **credentials, **address}):
             fan_out = FanOutFolder(folder.parent)
             if fan_out.exists:
                 return FanOutMirror(fan_out, settings, wait=time.sleep).run_once()

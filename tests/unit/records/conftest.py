@@ -33,7 +33,7 @@ def store(empty_database: Path, tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path / 'mlflow.db'}"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def server(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Returns the address of a real MLflow server."""
     folder = tmp_path_factory.mktemp("server")

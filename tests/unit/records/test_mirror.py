@@ -19,7 +19,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from health_ml.environment import environment_variables, working_directory
 from health_ml.errors import ArgumentsError, BackendError, RunNotFoundError
-from health_ml.records.mirror import MLFLOW_ENVIRONMENT, MirrorHandle, start_mirror
+from health_ml.records.mirror import MLFLOW_ENVIRONMENT, start_mirror
+from health_ml.records.mirror_handle import MirrorHandle
 from health_ml.records.mirror_loop import MirrorLoop, Patience
 from health_ml.records.mirror_state import MirrorSettings, MirrorState
 from health_ml.records.reader import get_mlflow_run_id, read_record
@@ -127,7 +128,6 @@ def test_the_whole_record_arrives_in_a_new_store(tmp_path: Path) -> None:
     assert events["loss"][1][1] == pytest.approx(0.5)
     assert math.isnan(events["odd[name]"][7][1])
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        ".mlflow.db.lock",
         "mlflow.db",
         "outputs",
         "tensorboard",
@@ -228,9 +228,7 @@ def test_a_killed_mirror_is_continued_without_doubles(tmp_path: Path, store: str
         wait_until_mirrored(record)
         psutil.Process(handle.process_id).kill()
         record.log_metrics({"loss": 2.0}, step=2)
-    state = handle.finish(30)
-    assert not state.is_complete
-    assert "--sync=r1" in state.message
+    assert handle.finish(60).is_complete, "another mirror has taken over"
     mirror_file = record.folder / "mirror.json"
     content = json.loads(mirror_file.read_text())
     content["positions"]["metrics.jsonl"] = 0  # as if it had been killed before it could note what it sent

@@ -17,10 +17,10 @@ from health_ml.records.mlflow_store import (
     Point,
     clean_name,
     flatten,
-    is_permanent,
     open_client,
     shortened,
 )
+from health_ml.records.trouble import diagnose
 
 CREATE_AT_ONCE = """
 import os, sys, time
@@ -36,7 +36,9 @@ for index in range(10):
         while not (folder / "go").exists():
             time.sleep(0.01)
         client = open_client(f"sqlite:///{folder / 'new' / 'mlflow.db'}")
-        MlflowRun.find_or_create(client, experiment="Same", himl_run_id=f"r{index}", run_name="n", start_time=1.0)
+        MlflowRun.find_or_create(
+            client, experiment="Same", himl_run_id="r", record_id=f"r{index}", run_name="n", start_time=1.0
+        )
         os._exit(0)
     children.append(child)
 (folder / "go").touch()
@@ -45,7 +47,9 @@ sys.exit(sum(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 0 for child i
 
 
 def new_run(store: str, name: str = "r1") -> MlflowRun:
-    return MlflowRun.find_or_create(open_client(store), experiment="E", himl_run_id=name, run_name=name, start_time=1.0)
+    return MlflowRun.find_or_create(
+        open_client(store), experiment="E", himl_run_id=name, record_id=name, run_name=name, start_time=1.0
+    )
 
 
 def test_ten_processes_may_make_store_and_experiment_at_once(tmp_path: Path) -> None:
@@ -58,7 +62,7 @@ def test_ten_processes_may_make_store_and_experiment_at_once(tmp_path: Path) -> 
     experiment = client.get_experiment_by_name("Same")
     assert len(client.search_runs([experiment.experiment_id])) == 10
     assert experiment.artifact_location == str(tmp_path / "new" / "mlruns" / experiment.experiment_id)
-    assert {path.name for path in (tmp_path / "new").iterdir()} == {"mlflow.db", ".mlflow.db.lock"}
+    assert {path.name for path in (tmp_path / "new").iterdir()} == {"mlflow.db"}
 
 
 def test_a_store_whose_maker_was_killed_is_made_again(tmp_path: Path, empty_database: Path) -> None:
@@ -145,9 +149,11 @@ def test_a_run_that_the_store_refuses_as_a_whole_is_an_error(store: str) -> None
     run = new_run(store)
     run.client.delete_run(run.run_id)
     points = [Point(f"m{index}", 1.0, 1, 1) for index in range(100)]
-    with pytest.raises(Exception, match="must be in the 'active' state") as info:
-        run.log_points(points, is_uncertain=False)
-    assert is_permanent(info.value)
+    for some in (points, points[:3]):
+        with pytest.raises(RunNotFoundError, match="was deleted in MLflow") as info:
+            run.log_points(some, is_uncertain=False)
+        assert diagnose(info.value).is_permanent
+    assert run.dropped == []
     with pytest.raises(RunNotFoundError, match=r"was deleted in MLflow\. Restore it with"):
         MlflowRun.find(run.client, run.run_id)
 
