@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.contract.adapters import ENDLESS, FAILING, SHORT, Adapter, LocalAdapter, MemoryAdapter, plan_for
 
 from health_ml.errors import RunNotFoundError
 from health_ml.planning.plan import JobPlan
 from health_ml.records.record import RunStatus
+from tests.contract.adapters import ENDLESS, FAILING, SHORT, Adapter, LocalAdapter, MemoryAdapter, plan_for
 
 LIMIT_SECONDS = 90.0
 

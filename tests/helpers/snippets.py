@@ -25,10 +25,9 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.helpers.police import REPOSITORY
-
 from health_ml.settings import ENV_MLFLOW_TRACKING_URI
 from health_ml.testing import invoke
+from tests.helpers.police import REPOSITORY
 
 RUN_ID = re.compile(r"\d{4}-\d\d-\d\dT\d{6}Z_(\w+)")
 PROGRAMS = ("cat", "cp", "head", "ls", "mkdir", "rm", "tail")

@@ -12,9 +12,6 @@ from typing import Any
 import pytest
 import torch
 from pytorch_lightning import LightningDataModule, LightningModule, Trainer
-from tests.helpers.containers import LineContainer, LineData, LineModel
-from tests.helpers.http_server import send, serving
-from tests.helpers.runs import run_container
 
 from health_ml.checkpoints.parser import CheckpointParser
 from health_ml.cli.parse import parse
@@ -36,6 +33,9 @@ from health_ml.lightning_container import LightningContainer
 from health_ml.records.reader import read_record
 from health_ml.records.record import RunStatus
 from health_ml.testing import invoke
+from tests.helpers.containers import LineContainer, LineData, LineModel
+from tests.helpers.http_server import send, serving
+from tests.helpers.runs import run_container
 
 
 def status_of_only_run(folder: Path) -> tuple[RunStatus, str]:

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 import torch
 from pytorch_lightning import LightningDataModule, LightningModule
-from tests.helpers.containers import LineContainer, LineData, LineModel
-from tests.helpers.runs import run_container
 from torch.utils.data import DataLoader
 
 from health_ml.checkpoints.parser import CheckpointParser
 from health_ml.training.quiet import quiet_libraries
+from tests.helpers.containers import LineContainer, LineData, LineModel
+from tests.helpers.runs import run_container
 
 NOISE = ("litlogger", "litmodels", "GPU available", "TPU available", "LeafSpec", "pin_memory", "not resumable")
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from tests.helpers.police import REPOSITORY
 from tests.helpers.snippets import Page, Snippet, make_page, read_snippets, shown_as_pattern
 

@@ -14,8 +14,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.helpers.fan_outs import FanOuts, ends, events
-from tests.helpers.process import run_himl
 
 from health_ml.checkpoints.fetch import resolve_checkpoint
 from health_ml.checkpoints.inspect import read_progress
@@ -28,6 +26,8 @@ from health_ml.planning.search_space import TrialParameters
 from health_ml.records.reader import read_record
 from health_ml.records.record import RunRecord, RunStatus
 from health_ml.records.trial_log import TrialLog
+from tests.helpers.fan_outs import FanOuts, ends, events
+from tests.helpers.process import run_himl
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-from tests.helpers.fan_outs import TINY, FanOuts, ends, events
 
 from health_ml.backends.fan_out_job import fan_out_command
 from health_ml.backends.fan_out_resources import usable_cores
@@ -28,6 +27,7 @@ from health_ml.records.reader import read_record
 from health_ml.records.record import RunStatus
 from health_ml.runner import main
 from health_ml.testing import invoke
+from tests.helpers.fan_outs import TINY, FanOuts, ends, events
 
 
 @pytest.fixture

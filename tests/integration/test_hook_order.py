@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import pytorch_lightning
 from pytorch_lightning import LightningDataModule, LightningModule
-from tests.helpers.containers import LineContainer, LineModel
-from tests.helpers.runs import run_container
 
 from health_ml.checkpoints.parser import CheckpointParser
 from health_ml.experiment_config import RunnerMode
+from tests.helpers.containers import LineContainer, LineModel
+from tests.helpers.runs import run_container
 
 
 class TracingModel(LineModel):

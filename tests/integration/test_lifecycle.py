@@ -12,8 +12,6 @@ import param
 import pytest
 import torch
 from pytorch_lightning import LightningModule
-from tests.helpers.containers import LineContainer, LineModel
-from tests.helpers.runs import run_container
 
 from health_ml.checkpoints.parser import CheckpointParser
 from health_ml.environment import RunEnvironment
@@ -22,6 +20,8 @@ from health_ml.experiment_config import DebugDDPOptions, RunnerMode
 from health_ml.records.reader import read_record
 from health_ml.records.record import RunStatus
 from health_ml.training.result import RunResult
+from tests.helpers.containers import LineContainer, LineModel
+from tests.helpers.runs import run_container
 
 
 def epochs_of(result: RunResult) -> list[int]:

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 from pytorch_lightning import LightningDataModule
-from tests.helpers.containers import LineContainer
-from tests.helpers.runs import run_container
 from torch.utils.data import DataLoader, TensorDataset
 
 from health_ml.checkpoints.parser import CheckpointParser
 from health_ml.experiment_config import RunnerMode
 from health_ml.training.result import RunResult
+from tests.helpers.containers import LineContainer
+from tests.helpers.runs import run_container
 
 
 class RandomData(LightningDataModule):

@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 import torch
 from pytorch_lightning import LightningModule
-from tests.helpers.containers import LineContainer, LineModel
-from tests.helpers.runs import run_container
 
 from health_ml.checkpoints.inspect import read_progress
 from health_ml.checkpoints.parser import CheckpointParser
 from health_ml.records.reader import read_record
 from health_ml.records.record import RunStatus
+from tests.helpers.containers import LineContainer, LineModel
+from tests.helpers.runs import run_container
 
 
 class SignalModel(LineModel):

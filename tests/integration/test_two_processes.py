@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.helpers.process import run_himl
 
 from health_ml.records.reader import read_record
 from health_ml.records.record import RunStatus
+from tests.helpers.process import run_himl
 
 TWO_PROCESSES = ("--trainer.accelerator=cpu", "--trainer.devices=2", "--tracking_uri=none")
 

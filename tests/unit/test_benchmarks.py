@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from benchmarks import __main__ as command
 from benchmarks.harness import Row, render_table, run_benchmark, write_rows
 

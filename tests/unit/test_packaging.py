@@ -19,6 +19,7 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
 from tests.helpers.police import REPOSITORY
 
 HEAVY = {"torch", "pytorch_lightning", "lightning_fabric", "mlflow", "azure", "azureml", "pandas", "numpy", "requests"}

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+
 from tests.helpers.police import REPOSITORY, Scene
 
 LEAKS = """

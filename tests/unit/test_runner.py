@@ -9,12 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.helpers.process import run_himl
 
 from health_ml import __version__
 from health_ml.environment import environment_variables, restored_environment, working_directory
 from health_ml.records.record import RunRecord, RunStatus
 from health_ml.runner import main
+from tests.helpers.process import run_himl
 
 ALLOWED = {"--version": {"param", "yaml"}, "--help": {"param", "yaml"}, "--completion=bash": {"param", "yaml"}}
 """Packages outside the standard library that commands without a model may load."""

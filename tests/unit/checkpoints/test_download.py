@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 import requests
-from tests.helpers.http_server import Behaviour, send, serving
 
 from health_ml.checkpoints.download import DownloadLimits, download_checkpoint, file_name_of
 from health_ml.checkpoints.http_answer import check_redirects
 from health_ml.checkpoints.parser import CheckpointParser
 from health_ml.errors import CheckpointError, OutputError
+from tests.helpers.http_server import Behaviour, send, serving
 
 PATIENCE = DownloadLimits(connect_timeout=1, read_timeout=0.3, attempts=3, pause=0.01)
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tests.unit.checkpoints.conftest import save
 
 from health_ml.checkpoints.fetch import resolve_checkpoint
 from health_ml.checkpoints.parser import CheckpointParser
 from health_ml.environment import working_directory
 from health_ml.errors import ArgumentsError, CheckpointError, RunNotFoundError
+from tests.unit.checkpoints.conftest import save
 
 
 def resolve(text: str, root: Path, **arguments: object) -> Path:

@@ -15,7 +15,6 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.unit.checkpoints.conftest import checkpoint_content, save
 
 from health_ml.checkpoints.inspect import (
     CheckpointProgress,
@@ -26,6 +25,7 @@ from health_ml.checkpoints.inspect import (
 )
 from health_ml.checkpoints.pickle_reader import Opaque, PickleOutlineError, read_outline
 from health_ml.errors import CheckpointError
+from tests.unit.checkpoints.conftest import checkpoint_content, save
 
 
 class RunsCode:

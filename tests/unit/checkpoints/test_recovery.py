@@ -6,7 +6,6 @@ import logging
 from pathlib import Path
 
 import pytest
-from tests.unit.checkpoints.conftest import save
 
 from health_ml.checkpoints.files import (
     cleanup_checkpoints,
@@ -16,6 +15,7 @@ from health_ml.checkpoints.files import (
 )
 from health_ml.checkpoints.recovery import find_recovery_checkpoint, get_recovery_checkpoint_path
 from health_ml.errors import CheckpointError
+from tests.unit.checkpoints.conftest import save
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.unit.cli.sample_containers import Colour, Everything
 
 from health_ml.cli.arguments import DEFAULT, parse_text, reader_for, split_items
 from health_ml.cli.describe import describe, metavar
+from tests.unit.cli.sample_containers import Colour, Everything
 
 PARAMETERS = Everything.param.objects(instance=False)
 READABLE = sorted(name for name, parameter in PARAMETERS.items() if reader_for(parameter) and name != "name")

@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.helpers.police import REPOSITORY
 
 from health_ml.cli.completion import candidates, completion_script
+from tests.helpers.police import REPOSITORY
 
 CONTAINER = '''
 import param

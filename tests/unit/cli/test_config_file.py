@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from tests.unit.cli.sample_containers import Colour
 
 from health_ml.cli.config_file import read_config_files
 from health_ml.cli.parse import ParsedCommand, parse
 from health_ml.cli.show_config import render_config
 from health_ml.errors import ArgumentsError
 from health_ml.experiment_config import DebugDDPOptions
+from tests.unit.cli.sample_containers import Colour
 
 MODULE = "tests.unit.cli.sample_containers"
 

@@ -6,14 +6,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.helpers.police import REPOSITORY
-from tests.unit.cli import sample_containers
 
 from health_ml.cli.command_line import RunnerFlags, read_command_line
 from health_ml.cli.help import help_text
 from health_ml.deep_learning_config import CONTAINER_PARAMETER_GROUPS, parameters_of
 from health_ml.errors import ArgumentsError, ModelSearchError
 from health_ml.experiment_config import ExperimentConfig
+from tests.helpers.police import REPOSITORY
+from tests.unit.cli import sample_containers
 
 MODEL = f"--model={sample_containers.__name__}."
 

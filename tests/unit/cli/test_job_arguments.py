@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.helpers.police import REPOSITORY
 
 from health_ml.cli.groups import container_parameters
 from health_ml.cli.job_arguments import NOT_IN_JOB, job_arguments
 from health_ml.cli.parse import ParsedCommand, parse
 from health_ml.errors import PlanError
+from tests.helpers.police import REPOSITORY
 
 MODEL = "--model=tests.unit.cli.sample_containers.Everything"
 

@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.helpers.police import REPOSITORY
-from tests.unit.cli import sample_containers
-from tests.unit.cli.sample_containers import Colour
 
 from health_ml.cli.parse import ParsedCommand, parse
 from health_ml.deep_learning_config import LRSchedulerType, OptimizerType
 from health_ml.environment import RunEnvironment
 from health_ml.errors import ArgumentsError, ContainerError, HimlError, ModelSearchError
 from health_ml.experiment_config import DebugDDPOptions, ExperimentConfig, RunnerMode
+from tests.helpers.police import REPOSITORY
+from tests.unit.cli import sample_containers
+from tests.unit.cli.sample_containers import Colour
 
 MODULE = "tests.unit.cli.sample_containers"
 

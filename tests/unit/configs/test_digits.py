@@ -11,14 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pytorch_lightning import Trainer
+
 from configs.digits import Digits, DigitsData, read_digits, split_digits
 from configs.make_digits_dataset import write_digits
-from pytorch_lightning import Trainer
-from tests.helpers.police import REPOSITORY
-
 from health_ml.cli.model_search import find_container
 from health_ml.cli.parse import parse
 from health_ml.errors import DatasetError
+from tests.helpers.police import REPOSITORY
 
 
 @pytest.fixture(scope="module")

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.helpers.git_reference import files_of_git, git, rules_of_git
 
 from health_ml.errors import SnapshotError
 from health_ml.planning.ignore import IgnoreRules, find_repository
 from health_ml.planning.ignore_patterns import IgnoreRule, PatternList, bytes_view, parse_patterns
 from health_ml.planning.tree_walk import TreeListing, walk_tree
+from tests.helpers.git_reference import files_of_git, git, rules_of_git
 
 PARTS = ["a", "b", "ab", "a.b", "x y", "[", "é", "b\\", "a ", "#a", "!b", "doc"]
 PATTERN_ATOMS = [

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.helpers.git_reference import git
 
 from health_ml.errors import PlanError
 from health_ml.planning.duration import parse_duration
 from health_ml.planning.fan_out import FanOutOptions, build_search_space
 from health_ml.planning.plan import JobPlan, PlannedDataset, PlannedLimits, PlannedTrials, Provenance, pairs_of
 from health_ml.planning.provenance import read_git_state
+from tests.helpers.git_reference import git
 
 
 def full_plan() -> JobPlan:

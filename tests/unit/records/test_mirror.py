@@ -16,7 +16,6 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tests.helpers.flaky_proxy import FlakyProxy
 
 from health_ml.environment import environment_variables, working_directory
 from health_ml.errors import ArgumentsError, BackendError, RunNotFoundError
@@ -27,6 +26,7 @@ from health_ml.records.reader import get_mlflow_run_id, read_record
 from health_ml.records.record import RunRecord, RunStatus
 from health_ml.records.sync import sync
 from health_ml.runner import main
+from tests.helpers.flaky_proxy import FlakyProxy
 
 IMPATIENT = Patience(poll_seconds=0.05, longest_pause=0.05, unreachable_seconds=3.0)
 

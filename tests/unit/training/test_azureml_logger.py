@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 from pytorch_lightning import Trainer
-from tests.unit.training.tiny import TinyData, TinyModel
 
 from health_ml.errors import BackendError
 from health_ml.records.mlflow_store import open_client
 from health_ml.training.loggers.azureml_logger import AzureMLLogger
+from tests.unit.training.tiny import TinyData, TinyModel
 
 
 class FakeRun:

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from tests.unit.training.tiny import TinyContainer, TinyData, TinyModel, TrainOnlyModel, tiny_container
 from torch.utils.data import DataLoader, Dataset
 
 from health_ml.training.callbacks.batch_time import BatchTimeCallback
 from health_ml.training.loggers.storing_logger import StoringLogger
 from health_ml.training.trainer import create_lightning_trainer
+from tests.unit.training.tiny import TinyContainer, TinyData, TinyModel, TrainOnlyModel, tiny_container
 
 NAMES = {
     "epoch_time [sec]",

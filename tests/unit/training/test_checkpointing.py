@@ -10,10 +10,10 @@ import pytest
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
-from tests.unit.training.tiny import TinyContainer, TinyData, TinyModel, TrainOnlyModel, tiny_container
 
 from health_ml.errors import OutputError
 from health_ml.training.trainer import create_lightning_trainer
+from tests.unit.training.tiny import TinyContainer, TinyData, TinyModel, TrainOnlyModel, tiny_container
 
 
 class Watcher(Callback):

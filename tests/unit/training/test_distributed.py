@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 from pytorch_lightning.strategies import DDPStrategy
-from tests.unit.training.tiny import tiny_container
 
 from health_ml.environment import RunEnvironment
 from health_ml.training.distributed import (
@@ -21,6 +20,7 @@ from health_ml.training.distributed import (
     device_count,
 )
 from health_ml.training.trainer import _devices, create_lightning_trainer
+from tests.unit.training.tiny import tiny_container
 
 
 def machine_with_gpus(monkeypatch: pytest.MonkeyPatch, count: int, *, has_bfloat16: bool = True) -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tests.helpers.containers import LineContainer
-from tests.helpers.runs import run_container
 
 from health_ml.environment import RunEnvironment
 from health_ml.planning.fan_out import FanOutOptions, build_search_space
@@ -14,6 +12,8 @@ from health_ml.planning.fan_out_folder import FanOutFolder
 from health_ml.planning.plan import JobPlan
 from health_ml.records.reader import read_record
 from health_ml.records.record import RunRecord, RunStatus
+from tests.helpers.containers import LineContainer
+from tests.helpers.runs import run_container
 
 
 @pytest.fixture

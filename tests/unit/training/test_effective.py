@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from tests.unit.cli.sample_containers import OptimizerContainer, PlainContainer, ReadingContainer
 
 from health_ml.deep_learning_config import LRSchedulerType, OptimizerType
 from health_ml.errors import ArgumentsError
 from health_ml.lightning_container import LightningContainer
 from health_ml.training.effective import check_effective
+from tests.unit.cli.sample_containers import OptimizerContainer, PlainContainer, ReadingContainer
 
 
 def check(container: LightningContainer, *typed: str) -> None:

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.unit.training.tiny import TinyData, TinyModel, tiny_container
 
 from health_ml.training.callbacks.gpu_stats import GpuStatsCallback, parse_gpu_table
 from health_ml.training.loggers.storing_logger import StoringLogger
 from health_ml.training.trainer import create_lightning_trainer
+from tests.unit.training.tiny import TinyData, TinyModel, tiny_container
 
 
 def install_nvidia_smi(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:

@@ -9,11 +9,11 @@ import mlflow
 import pytest
 from mlflow import MlflowClient
 from pytorch_lightning import Trainer
-from tests.unit.training.tiny import tiny_container
 
 from health_ml.records.record import RunRecord
 from health_ml.training.loggers.mlflow_logger import HimlMLFlowLogger, get_mlflow_run_id_from_trainer
 from health_ml.training.trainer import create_lightning_trainer
+from tests.unit.training.tiny import tiny_container
 
 
 @pytest.fixture

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import torch
 from pytorch_lightning import Trainer
-from tests.unit.training.tiny import TinyData, TinyModel, tiny_container
 
 from health_ml.training.callbacks import progress_bar
 from health_ml.training.callbacks.progress_bar import AzureMLProgressBar, LineProgressBar, LiveProgressBar
 from health_ml.training.trainer import create_lightning_trainer
+from tests.unit.training.tiny import TinyData, TinyModel, tiny_container
 
 
 def run(

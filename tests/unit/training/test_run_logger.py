@@ -13,12 +13,12 @@ import torch
 import yaml
 from pytorch_lightning.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tests.unit.training.tiny import TinyData, TinyModel, tiny_container
 from torch.utils.tensorboard import SummaryWriter
 
 from health_ml.records.record import RunRecord
 from health_ml.training.loggers.run_logger import RunLogger
 from health_ml.training.trainer import create_lightning_trainer
+from tests.unit.training.tiny import TinyData, TinyModel, tiny_container
 
 
 class Colour(Enum):

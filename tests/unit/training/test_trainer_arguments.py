@@ -10,7 +10,6 @@ import pytest
 from pytorch_lightning import Callback
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger
-from tests.unit.training.tiny import TinyContainer, tiny_container
 
 from health_ml.cli.parse import parse
 from health_ml.errors import ContainerError
@@ -18,6 +17,7 @@ from health_ml.training.checkpoint_io import AtomicCheckpointIO
 from health_ml.training.loggers.run_logger import RunLogger
 from health_ml.training.loggers.storing_logger import StoringLogger
 from health_ml.training.trainer import create_lightning_trainer
+from tests.unit.training.tiny import TinyContainer, tiny_container
 
 
 class Marker(Callback):

@@ -11,7 +11,6 @@ import torch
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import TQDMProgressBar
 from pytorch_lightning.profilers import AdvancedProfiler, PyTorchProfiler, SimpleProfiler
-from tests.unit.training.tiny import TinyContainer, TinyData, TinyModel, tiny_container
 
 from health_ml.environment import RunEnvironment
 from health_ml.errors import ArgumentsError
@@ -19,6 +18,7 @@ from health_ml.training.callbacks.diagnostics import TrainingDiagnoticsCallback
 from health_ml.training.callbacks.progress_bar import AzureMLProgressBar, LineProgressBar, LiveProgressBar
 from health_ml.training.loggers.storing_logger import StoringLogger
 from health_ml.training.trainer import batch_limit, create_lightning_trainer, create_progress_bar
+from tests.unit.training.tiny import TinyContainer, TinyData, TinyModel, tiny_container
 
 
 def fit(

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from tests.helpers.police import REPOSITORY
 
 pytestmark = pytest.mark.slow

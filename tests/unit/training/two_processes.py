@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
-from tests.unit.training.tiny import TinyContainer, TinyData, TinyModel, tiny_container
 
 from health_ml.environment import RunEnvironment, process_environment, restored_environment
 from health_ml.records.record import RunRecord
 from health_ml.training.trainer import create_lightning_trainer
+from tests.unit.training.tiny import TinyContainer, TinyData, TinyModel, tiny_container
 
 
 class UnusedModel(TinyModel):
