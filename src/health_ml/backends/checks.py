@@ -88,7 +88,7 @@ def _check_checkpoint(
         output_to=container.output_to,
     )
     if container.resume_training:
-        check_epochs_left(examine_checkpoint(path, is_trusted=is_trusted(path, container, project_root)), container)
+        check_epochs_left(examine_checkpoint(path, is_trusted=is_trusted(path, container)), container)
     elif container.run_inference_only or experiment_config.mode is RunnerMode.EVAL_FULL:
         read_progress(path)
         verify_once(path)

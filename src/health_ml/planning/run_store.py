@@ -7,7 +7,7 @@ from pathlib import Path
 
 from health_ml.errors import RunNotFoundError, did_you_mean
 from health_ml.planning.fan_out_folder import find_trial_folder
-from health_ml.settings import OUTPUTS_FOLDER, PRETRAINED_MODELS_FOLDER
+from health_ml.settings import OUTPUTS_FOLDER
 
 _NEWEST_RUNS_TO_NAME = 3
 
@@ -45,22 +45,6 @@ def find_run_folder(run_id: str, project_root: Path, output_to: Path | None = No
                 return trial
     searched = " and ".join(str(store) for store in stores)
     raise RunNotFoundError(f"There is no run '{run_id}' in {searched}.", _way_out(run_id, list(_run_folders(stores))))
-
-
-def find_run_of(path: Path, project_root: Path, output_to: Path | None = None) -> Path | None:
-    """Returns the run folder whose run wrote the given file, or None if no run of the local store did.
-
-    Files that a run downloaded (``pretrained_models``) were written by somebody else, so they belong to no run here.
-    """
-    resolved = path.resolve()
-    for store in run_store_folders(project_root, output_to):
-        folder = store.resolve()
-        if not resolved.is_relative_to(folder):
-            continue
-        parts = resolved.relative_to(folder).parts
-        if len(parts) > 1 and PRETRAINED_MODELS_FOLDER not in parts:
-            return folder / parts[0]
-    return None
 
 
 def is_plain_name(name: str) -> bool:

@@ -190,8 +190,17 @@ def describe_snapshot(listing: TreeListing) -> str:
 
 def user_cache_folder(environ: Mapping[str, str]) -> Path:
     """Returns the folder for what health_ml remembers between runs, by the rules of the XDG base directories."""
-    configured = environ.get(ENV_XDG_CACHE_HOME, "")
-    base = Path(configured) if os.path.isabs(configured) else Path(environ.get("HOME") or Path.home()) / ".cache"
+    return user_folder(environ, ENV_XDG_CACHE_HOME, ".cache")
+
+
+def user_folder(environ: Mapping[str, str], variable: str, default: str) -> Path:
+    """Returns the folder of health_ml in one of the base directories of the user.
+
+    :param variable: Environment variable of the base directory; relative values do not count.
+    :param default: The base directory below the user's home if the variable does not name one.
+    """
+    configured = environ.get(variable, "")
+    base = Path(configured) if os.path.isabs(configured) else Path(environ.get("HOME") or Path.home()) / default
     return base / CACHE_FOLDER
 
 

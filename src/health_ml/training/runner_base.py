@@ -167,7 +167,7 @@ class RunnerBase:
         metrics: dict[str, float] = {}
         arguments: dict[str, Any] = {"datamodule": data, "verbose": False}
         if checkpoint is not None:
-            examined = examine_checkpoint(checkpoint, is_trusted=self.is_trusted(checkpoint))
+            examined = examine_checkpoint(checkpoint, is_trusted=is_trusted(checkpoint, self.container))
             arguments.update(ckpt_path=str(checkpoint), weights_only=examined.is_weights_only)
             examined.place(trainer)
         with (
@@ -184,12 +184,6 @@ class RunnerBase:
         return metrics
 
     # --- checkpoints --------------------------------------------------------------------------------------------------
-
-    def is_trusted(self, checkpoint: Path) -> bool:
-        """True if a checkpoint was written by this run or another one of this project, not fetched from elsewhere."""
-        if checkpoint != self.source_checkpoint and checkpoint.is_relative_to(self.container.outputs_folder):
-            return True
-        return is_trusted(checkpoint, self.container, self.project_root)
 
     def _fetch_source_checkpoint(self) -> Path | None:
         parser = self.container.src_checkpoint

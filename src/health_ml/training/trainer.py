@@ -79,7 +79,7 @@ def create_lightning_trainer(
     )
     _complete_switches(arguments)
     trainer = _construct(container, arguments)
-    _use_atomic_checkpoints(trainer, given.get("plugins"))
+    _use_atomic_checkpoints(trainer, given.get("plugins"), record=record)
     return trainer, storing_logger
 
 
@@ -287,13 +287,13 @@ def _construct(container: LightningContainer, arguments: dict[str, Any]) -> Trai
         ) from error
 
 
-def _use_atomic_checkpoints(trainer: Trainer, plugins: Any) -> None:
+def _use_atomic_checkpoints(trainer: Trainer, plugins: Any, *, record: RunRecord | None) -> None:
     """Writes checkpoints atomically, unless the user or the strategy has another way of writing them."""
     from lightning_fabric.plugins import CheckpointIO
 
     has_own = any(isinstance(plugin, CheckpointIO) for plugin in _as_list(plugins))
     if not has_own and isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy)):
-        trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+        trainer.strategy.checkpoint_io = AtomicCheckpointIO(record)
 
 
 def _as_list(value: Any) -> list[Any]:
