@@ -10,6 +10,8 @@ from health_ml.planning.fan_out_folder import find_trial_folder
 from health_ml.settings import OUTPUTS_FOLDER
 
 _NEWEST_RUNS_TO_NAME = 3
+_LONGEST_NAME = 255
+"""Bytes in the longest name of a file or folder, on every usual file system."""
 
 
 def run_store_folders(project_root: Path, output_to: Path | None = None) -> tuple[Path, ...]:
@@ -48,8 +50,9 @@ def find_run_folder(run_id: str, project_root: Path, output_to: Path | None = No
 
 
 def is_plain_name(name: str) -> bool:
-    """True if the name can be that of one folder: not empty, no separators, neither ``.`` nor ``..``."""
-    return bool(name) and name not in (".", "..") and not set(name) & {"/", "\\", "\0"}
+    """True if the name can be that of one folder: not empty or too long, no separators, neither ``.`` nor ``..``."""
+    is_short = len(name.encode("utf-8", "surrogatepass")) <= _LONGEST_NAME
+    return is_short and name not in ("", ".", "..") and not set(name) & {"/", "\\", "\0"}
 
 
 def _run_folders(stores: tuple[Path, ...]) -> Iterator[Path]:
