@@ -113,7 +113,7 @@ def _remove_leftovers(folder: Path) -> None:
                 is_left = _lock(file.fileno())
                 if is_left:
                     leftover.unlink(missing_ok=True)
-        except FileNotFoundError:
+        except OSError:  # gone by now, or of somebody else
             continue
 
 

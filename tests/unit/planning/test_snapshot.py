@@ -327,6 +327,7 @@ def test_damaged_cache_costs_nothing_but_time(tree: Path, cache: Path, damage: s
     assert json.loads(file.read_text())["version"] == 1
 
 
+@pytest.mark.usefixtures("settled")
 def test_cache_that_cannot_be_written_costs_nothing_but_time(tree: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     assert take_snapshot(tree, cache_folder=tmp_path / "file/cache") == take_snapshot(tree)
