@@ -89,7 +89,7 @@ def with_plain_hyperparameters(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
         values = checkpoint.get(key)
         if not isinstance(values, Mapping):
             continue
-        plain[key] = _masked(values if is_plain(values) else plain_value(values))
+        plain[key] = masked_values(values if is_plain(values) else plain_value(values))
         for name, value in plain[key].items():
             if not is_plain(value) and name not in _warned:
                 _warned.add(name)
@@ -100,13 +100,13 @@ def with_plain_hyperparameters(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     return plain
 
 
-def _masked(values: Any, name: str = "") -> Any:
+def masked_values(values: Any, name: str = "") -> Any:
     """Returns plain values with the texts masked that are secrets; the same object if there are none."""
     if isinstance(values, Mapping):
-        masked = {key: _masked(item, str(key)) for key, item in values.items()}
+        masked = {key: masked_values(item, str(key)) for key, item in values.items()}
         return values if all(masked[key] is item for key, item in values.items()) else masked
     if type(values) in (list, tuple):
-        items = [_masked(item, name) for item in values]
+        items = [masked_values(item, name) for item in values]
         is_same = all(item is before for item, before in zip(items, values, strict=True))
         return values if is_same else type(values)(items)
     masked_value = mask_value(name, values) if isinstance(values, str) else values
