@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -55,6 +56,9 @@ def main(argv: Sequence[str] | None = None, *, on_result: Callable[[RunResult], 
 
 def console_entry_point() -> None:
     """Runs the command line of this process and ends the process with its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names of files may hold what the terminal cannot show
+            stream.reconfigure(errors="backslashreplace")
     code = main()
     try:
         sys.stdout.flush()
@@ -89,9 +93,11 @@ def _run(arguments: list[str], on_result: Callable[[RunResult], None] | None) ->
         from health_ml.cli.completion import completion_script
 
         return _print(completion_script(command.completion))
+    from health_ml.cli.surroundings import check_surroundings
     from health_ml.environment import RunEnvironment
 
     environment = RunEnvironment.from_env(os.environ)
+    check_surroundings(environment)
     start_directory = environment.start_directory or current_directory
     if command.is_help:
         from health_ml.cli.help import help_text

@@ -100,7 +100,7 @@ class RunnerBase:
             return
         path = self.container.run_paths.summary_file
         try:
-            path.write_text(f"{self.container}\n", encoding="utf-8")
+            path.write_text(f"{self.container}\n", encoding="utf-8", errors="backslashreplace")
         except OSError as error:
             raise OutputError(f"Cannot write {path}: {error.strerror or error}.", "Free some space there.") from error
 

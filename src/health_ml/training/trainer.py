@@ -15,7 +15,7 @@ from pytorch_lightning.loggers import Logger
 from pytorch_lightning.profilers import AdvancedProfiler, Profiler, PyTorchProfiler, SimpleProfiler
 from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
 
-from health_ml.environment import RunEnvironment
+from health_ml.environment import RunEnvironment, environment_variables, process_environment
 from health_ml.errors import ArgumentsError, ContainerError
 from health_ml.settings import PROFILER_FOLDER
 from health_ml.training.callbacks.batch_time import BatchTimeCallback
@@ -274,12 +274,19 @@ def _complete_switches(arguments: dict[str, Any]) -> None:
     arguments["enable_checkpointing"] = any(isinstance(callback, Checkpoint) for callback in callbacks)
 
 
+_TRAINER_VARIABLES = "PL_TRAINER_"
+
 # --- construction -----------------------------------------------------------------------------------------------------
 
 
 def _construct(container: LightningContainer, arguments: dict[str, Any]) -> Trainer:
+    # Lightning would take arguments from the environment: no flag, file or record would say so.
+    ignored = sorted(name for name in process_environment() if name.startswith(_TRAINER_VARIABLES))
+    if ignored:
+        logger.warning(f"Ignored: {', '.join(ignored)}. Give --trainer.<argument>=<value> instead.")
     try:
-        return Trainer(**arguments)
+        with environment_variables(dict.fromkeys(ignored)):
+            return Trainer(**arguments)
     except (MisconfigurationException, TypeError, ValueError) as error:
         raise ContainerError(
             f"The Lightning Trainer refuses its arguments for {type(container).__name__}: {error}",

@@ -160,8 +160,9 @@ def _load(path: Path, *, is_weights_only: bool) -> Any:
     from health_ml.training.plain_values import harmless_classes  # imports torch
 
     def load() -> Any:
-        # Only the zip format can be mapped; the format before torch 1.6 has to be read.
-        return torch.load(path, map_location="cpu", weights_only=is_weights_only, mmap=zipfile.is_zipfile(path))
+        # Only the zip format can be mapped, and only below a name that is text; all else has to be read.
+        is_mapped = zipfile.is_zipfile(path) and str(path).isprintable()
+        return torch.load(path, map_location="cpu", weights_only=is_weights_only, mmap=is_mapped)
 
     try:
         try:
