@@ -29,6 +29,7 @@ _RUN_ID = re.compile(r"[\w-]+")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*(?=://)")
 _WINDOWS_PATH = re.compile(r"[A-Za-z]:[\\/]|\\\\")
 _MASK = "***"
+_THIS_MACHINE = ("127.0.0.1", "localhost", "::1")
 
 
 class CheckpointParser:
@@ -190,6 +191,11 @@ def _scheme_of(text: str) -> str:
         raise ArgumentsError(f"The checkpoint {mask_url(text)!r} is no URL: {error}.", ACCEPTED_FORMS) from error
     if not host:
         raise ArgumentsError(f"The URL {mask_url(text)!r} names no host.", ACCEPTED_FORMS)
+    if scheme == "http" and parts.password and host not in _THIS_MACHINE:
+        raise ArgumentsError(
+            f"The URL {mask_url(text)!r} would send its password unencrypted.",
+            f"Use https, or download the file first. {ACCEPTED_FORMS}",
+        )
     if not parts.path.rpartition("/")[2]:
         raise ArgumentsError(f"The URL {mask_url(text)!r} ends with a folder, not with a file.", ACCEPTED_FORMS)
     return scheme
