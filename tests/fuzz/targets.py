@@ -208,7 +208,7 @@ def secrets(data: bytes) -> None:
     text = _text(data)
     half = len(text) // 2
     with secrets_of_one_command():
-        remember_secrets({"a_token": "Zx9q7Lw3Kv8s"})
+        remember_secrets({"a_password": "Zx9q7Lw3Kv8s"})
         planted = f"{text[:half]}Zx9q7Lw3Kv8s{text[half:]}"
         for mask in (mask_text, mask_program_text):
             assert "Zx9q7Lw3Kv8s" not in mask(planted)

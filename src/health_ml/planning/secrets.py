@@ -71,8 +71,9 @@ _LITERAL = re.compile(r"""(?<![\w.-])([\w.-]+)(["']?[ \t]*[:=][ \t]*)(["'])([^"'
 _PLACEHOLDER = re.compile(r"(?i)[<\[({$%].*|(.)\1*|.*(example|change.?me|placeholder|dummy).*|none|null|true|false")
 _RANDOM = re.compile(r"(?=[^\d]*\d)(?=[^A-Za-z]*[A-Za-z])[\w+/=~.-]{16,}")
 
-SHORTEST_KNOWN_SECRET = 8
-"""Shorter texts are not masked elsewhere: they could be part of any word."""
+_DISTINCT_PASSWORD = re.compile(r"(?=.*[^A-Za-z]).{8,}", re.DOTALL)
+_DISTINCT_TOKEN = re.compile(r"(?=\D*\d)(?=[^A-Za-z]*[A-Za-z])\S{16,}")
+"""What is masked wherever it turns up; a word or a short text could be a part of something else."""
 
 _known: set[str] = set()
 _known_pattern: re.Pattern[str] | None = None
@@ -93,7 +94,7 @@ def remember_secrets(values: Mapping[str, Any]) -> None:
 
     :param values: Values by name. In nested mappings, each name counts; a secret name makes all below it secret.
     """
-    found = {form for text in _secret_texts(values) if _is_distinct(text) for form in _forms(text)}
+    found = {form for name, text in _secret_texts(values) if _is_distinct(name, text) for form in _forms(text)}
     if not found <= _known:
         _set_known(_known | found)
 
@@ -113,7 +114,8 @@ def _set_known(known: set[str]) -> None:
     _known_pattern = re.compile("|".join(longest_first)) if known else None
 
 
-def _secret_texts(values: Any, name: str = "") -> Iterator[str]:
+def _secret_texts(values: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    """Yields each text that is a secret, with the name that says so."""
     if isinstance(values, Mapping):
         for key, item in values.items():
             yield from _secret_texts(item, name if is_secret_name(name) else str(key))
@@ -121,9 +123,9 @@ def _secret_texts(values: Any, name: str = "") -> Iterator[str]:
         for item in values if isinstance(values, (list, tuple, set, frozenset)) else ():
             yield from _secret_texts(item, name)
     elif isinstance(values, str):
-        yield from (match[1] for match in _URL_PASSWORD.finditer(values))
+        yield from (("password", match[1]) for match in _URL_PASSWORD.finditer(values))
         if is_secret_name(name):
-            yield values
+            yield name, values
 
 
 _URL_PASSWORD = re.compile(r"(?<=://)[^/\s@?#'\":]*:([^/\s@'\"]+)(?=@)")
@@ -134,9 +136,11 @@ def _forms(text: str) -> set[str]:
     return {text, json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1], quote(text, "", errors="replace")}
 
 
-def _is_distinct(text: str) -> bool:
-    """False for what may turn up elsewhere without being the secret: short texts, numbers, and paths of files."""
-    return len(text) >= SHORTEST_KNOWN_SECRET and not text.isdecimal() and MASK not in text and not _exists(text)
+def _is_distinct(name: str, text: str) -> bool:
+    """False for what may turn up elsewhere without being the secret: words, numbers, and paths of files."""
+    is_password = _WORD.findall(name)[-1].lower() in _ALWAYS_SECRET
+    pattern = _DISTINCT_PASSWORD if is_password else _DISTINCT_TOKEN
+    return pattern.fullmatch(text) is not None and not text.isdecimal() and MASK not in text and not _exists(text)
 
 
 def _exists(path: str) -> bool:

@@ -168,11 +168,17 @@ def test_the_longest_secret_is_masked_whole() -> None:
 
 
 @pytest.mark.parametrize(
-    "value", ["short", "123456789012", "/tmp", "", "\0" * 9 + "/", None, 12345678, True, ["a"], "***1234567"]
-)
-def test_what_could_be_something_else_is_not_masked_elsewhere(value: object) -> None:
+    ("name", "value"),
+    [
+        ("password", "short1"), ("password", "HelloWorld"), ("password", "123456789012"), ("secret", "/tmp/"),
+        ("password", ""), ("password", None), ("password", 12345678), ("password", True), ("password", "***1234567"),
+        ("api_key", "baseline"), ("api_key", "hello-world"), ("api_key", "resnet50"), ("token", "a text with 1 space"),
+        ("pad_token", RANDOM), ("harmless", RANDOM),
+    ],
+)  # fmt: skip
+def test_what_could_be_something_else_is_not_masked_elsewhere(name: str, value: object) -> None:
     with secrets_of_one_command():
-        remember_secrets({"the_token": value} if value != "\0" * 9 + "/" else {"harmless": value})
+        remember_secrets({name: value})
         assert mask_text(f"see {value} there") == f"see {value} there"
 
 
