@@ -144,6 +144,16 @@ def test_a_run_that_fails(project: Path, full_error: str, monkeypatch: pytest.Mo
 
 
 @pytest.mark.usefixtures("variables")
+def test_a_fan_out(project: Path) -> None:
+    done = run(project, "--tracking_uri=none", "--different_seeds=2", "--max_concurrent_trials=1")
+
+    assert done.exit_code == 0, done.stderr
+    assert TOKEN not in done.stdout + done.stderr
+    assert len(list(project.glob("outputs/*/trials/*/run/status.jsonl"))) == 2
+    assert places_with_token(project, but=OWN) == []
+
+
+@pytest.mark.usefixtures("variables")
 @pytest.mark.parametrize("flag", ["--print_config", "--dry_run", "--print_plan=json", "--max_epochs=x"])
 def test_what_is_printed_without_a_run(project: Path, flag: str) -> None:
     done = run(project, "--tracking_uri=none", flag)
