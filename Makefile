@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: hello test check bench docs install clean
+.PHONY: hello test check fuzz bench docs install clean
 .DEFAULT_GOAL := hello
 
 $(BIN)/python:
@@ -30,6 +30,14 @@ check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/bandit --quiet --recursive --severity-level medium --configfile pyproject.toml src benchmarks configs
+	$(BIN)/python .ci/audit_dependencies.py constraints.txt
+
+# An hour: FUZZ='300' gives each reader of text from outside five minutes, FUZZ='60 sweep pickled' two of them one.
+FUZZ ?= 300
+fuzz: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[fuzz]'
+	$(BIN)/python -m tests.fuzz $(FUZZ)
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
 
 from tests.helpers.police import leaves_nothing_behind, module_leaves_nothing_behind, session_mark
 
@@ -25,3 +29,12 @@ for variable in list(os.environ):
         continue
     if variable.startswith(_OURS) or variable in _DISTRIBUTED or variable == "MLFLOW_TRACKING_URI":
         del os.environ[variable]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def own_state_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Keeps the key that signs checkpoints out of the home of whoever runs the tests."""
+    folder = tmp_path_factory.mktemp("state")
+    os.environ["XDG_STATE_HOME"] = str(folder)
+    yield folder
+    os.environ.pop("XDG_STATE_HOME", None)

@@ -50,6 +50,11 @@ class WorkflowParams(param.Parameterized):
         "'run_id:best.ckpt'. Used by --resume_training, --run_inference_only and --mode=eval_full; otherwise the "
         "container finds it in trained_weights_path.",
     )
+    trust_checkpoint = param.Boolean(
+        default=False,
+        doc="Load the checkpoint even if it holds objects that can run any code. Checkpoints of your own runs need no "
+        "such permission; all others are loaded with torch's safe loader, which takes tensors and plain values.",
+    )
     crossval_count = param.Integer(
         default=1, bounds=(0, None), doc="Number of cross-validation folds; 0 or 1 means no cross-validation."
     )

@@ -221,6 +221,9 @@ class Place:
         return cls(start_directory, environment.project_root or start_directory)
 
 
+_MOST_DIGITS = 9
+
+
 class _NumberReader:
     """Reads whole numbers from environment variables and collects what is wrong with them."""
 
@@ -234,7 +237,7 @@ class _NumberReader:
             text = self._environ.get(name, "")
             if not text:
                 continue
-            if text.isascii() and text.isdigit():
+            if text.isascii() and text.isdigit() and len(text) <= _MOST_DIGITS:
                 return int(text)
             self._problems.append(f"{name}={text!r}")
         return default

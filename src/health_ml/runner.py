@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -95,20 +96,24 @@ def _guarded(run: Callable[[], int]) -> int:
 
 def console_entry_point() -> None:
     """Runs the command line of this process and ends the process with its exit code."""
-    _exit(main())
+    _run_program(main)
 
 
 def download_entry_point() -> None:
     """Runs ``himl-download`` and ends the process with its exit code."""
-    _exit(download_main())
+    _run_program(download_main)
 
 
 def tensorboard_entry_point() -> None:
     """Runs ``himl-tb`` and ends the process with its exit code."""
-    _exit(tensorboard_main())
+    _run_program(tensorboard_main)
 
 
-def _exit(code: int) -> None:
+def _run_program(program: Callable[[], int]) -> None:
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names of files may hold what the terminal cannot show
+            stream.reconfigure(errors="backslashreplace")
+    code = program()
     try:
         sys.stdout.flush()
     except OSError as error:
@@ -125,6 +130,9 @@ def _discard_output() -> None:
 
 
 def _run(arguments: list[str], on_result: Callable[[RunResult], None] | None) -> int:
+    from health_ml.planning.secrets import remember_secret_arguments
+
+    remember_secret_arguments(arguments)
     current_directory = _current_directory()  # first of all, because param cannot be imported where there is none
     from health_ml.cli.command_line import read_command_line
 
@@ -139,9 +147,11 @@ def _run(arguments: list[str], on_result: Callable[[RunResult], None] | None) ->
         from health_ml.cli.completion import completion_script
 
         return _print(completion_script(command.completion))
+    from health_ml.cli.surroundings import check_surroundings
     from health_ml.environment import RunEnvironment
 
     environment = RunEnvironment.from_env(os.environ)
+    check_surroundings(environment)
     start_directory = environment.start_directory or current_directory
     if command.is_help:
         from health_ml.cli.help import help_text
@@ -312,10 +322,22 @@ def _current_directory() -> Path:
 
 
 @contextmanager
+def _files_for_the_group_at_most() -> Iterator[None]:
+    """Lets nobody outside of the user's group write to what is made in the body, here and in child processes."""
+    before = os.umask(0o002)
+    os.umask(before | 0o002)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+@contextmanager
 def _restored_process() -> Iterator[None]:
-    """Restores environment variables, working directory, import path and logging at the end."""
+    """Restores environment variables, working directory, import path, umask and logging at the end."""
     from health_ml.cli.console import restored_logging
     from health_ml.environment import restored_environment
+    from health_ml.planning.secrets import remember_secrets, secrets_of_one_command
 
     path = list(sys.path)
     try:
@@ -323,7 +345,8 @@ def _restored_process() -> Iterator[None]:
     except FileNotFoundError:
         folder = None
     try:
-        with restored_environment(), restored_logging():
+        with restored_environment(), restored_logging(), _files_for_the_group_at_most(), secrets_of_one_command():
+            remember_secrets(os.environ)
             yield
     finally:
         sys.path[:] = path
@@ -365,10 +388,12 @@ def _output_error(error: OSError) -> OutputError:
 
 
 def _report(error: HimlError) -> int:
+    from health_ml.planning.secrets import mask_text
+
     if os.environ.get(ENV_FULL_ERROR, "") not in ("", "0"):
         import traceback
 
-        traceback.print_exception(error)
+        print(mask_text("".join(traceback.format_exception(error))), file=sys.stderr, end="")
     separator = "" if error.message.endswith("\n") else " "
     _print_error(f"{error.message}{separator}{error.hint}".strip())
     return error.exit_code
@@ -376,19 +401,22 @@ def _report(error: HimlError) -> int:
 
 def _report_unexpected(error: Exception) -> int:
     from health_ml.cli.console import format_user_traceback
+    from health_ml.planning.secrets import mask_text
 
     is_full = os.environ.get(ENV_FULL_ERROR, "") not in ("", "0")
-    print(format_user_traceback(error, is_full=is_full), file=sys.stderr, end="")
+    print(mask_text(format_user_traceback(error, is_full=is_full)), file=sys.stderr, end="")
     _print_error(f"The run failed with {type(error).__name__}, see above.")
     return EXIT_FAILED
 
 
 def _print_error(text: str) -> None:
+    from health_ml.planning.secrets import mask_text
+
     rank = os.environ.get("LOCAL_RANK", "0")
     place = f" (process {rank})" if rank not in ("", "0") else ""
     program = Path(sys.argv[0]).name
     name = program if program in ("himl-download", "himl-tb") else "himl-runner"
-    print(f"{name}{place}: {text}", file=sys.stderr, flush=True)
+    print(mask_text(f"{name}{place}: {text}"), file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

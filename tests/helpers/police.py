@@ -28,7 +28,7 @@ GRACE_SECONDS = 3.0
 
 CACHES = frozenset(
     {".git", ".venv", "__pycache__", ".pytest_cache", ".mypy_cache", ".ruff_cache", ".import_linter_cache",
-     ".hypothesis", "_build", "build", "dist", "node_modules"}
+     ".hypothesis", "_build", ".fuzz", "build", "dist", "node_modules"}
 )  # fmt: skip
 """Folders that tools fill beside the tests."""
 

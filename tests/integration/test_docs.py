@@ -12,7 +12,9 @@ import pytest
 from tests.helpers.police import REPOSITORY
 from tests.helpers.snippets import Page, Snippet, is_with_azureml, make_page, read_snippets, shown_as_pattern
 
-PAGES = sorted([REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *(REPOSITORY / "docs").rglob("*.md")])
+PAGES = sorted(
+    [*map(REPOSITORY.joinpath, ("README.md", "CONTRIBUTING.md", "SECURITY.md")), *(REPOSITORY / "docs").rglob("*.md")]
+)
 
 
 @pytest.mark.parametrize(

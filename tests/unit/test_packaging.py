@@ -44,6 +44,10 @@ def _development() -> dict[str, Requirement]:
     return _requirements("options.extras_require", "dev")
 
 
+def _fuzzing() -> dict[str, Requirement]:
+    return _requirements("options.extras_require", "fuzz")
+
+
 def _pins() -> dict[str, str]:
     lines = (REPOSITORY / "constraints.txt").read_text().splitlines()
     pairs = [line.split("==") for line in lines if line and not line.startswith("#")]
@@ -193,7 +197,7 @@ def _distributions_of(names: Mapping[str, Path]) -> dict[str, Path]:
     providers = importlib.metadata.packages_distributions()
     needed: dict[str, Path] = {}
     for name, file in names.items():
-        if name not in own and name not in {"azure", "azureml"}:
+        if name not in own and name not in {"azure", "azureml", "atheris"}:
             assert name in providers, f"{file} imports {name}, which is not installed"
             candidates = {canonicalize_name(provider) for provider in providers[name]}
             needed[next((one for one in candidates if one in _core()), min(candidates))] = file
@@ -225,13 +229,13 @@ def test_imports_of_the_tests_are_declared() -> None:
     names: dict[str, Path] = {}
     for folder in ("tests", "benchmarks", "configs", "docs"):
         names.update(_imported_names(REPOSITORY / folder))
-    declared = {*_core(), *_development(), "packaging", "docutils"}  # these come with pytest and Sphinx
+    declared = {*_core(), *_development(), *_fuzzing(), "packaging", "docutils"}  # these come with pytest and Sphinx
     assert {name: str(file) for name, file in _distributions_of(names).items() if name not in declared} == {}
 
 
 def test_every_dependency_is_pinned_to_a_version_that_is_allowed() -> None:
     pins = _pins()
-    for name, requirement in {**_core(), **_development()}.items():
+    for name, requirement in {**_core(), **_development(), **_fuzzing()}.items():
         assert name in pins, f"constraints.txt lacks {name}"
         assert requirement.specifier.contains(pins[name]), f"{requirement} does not allow {pins[name]}"
     assert pins["torch"] == "2.13.0"
@@ -240,7 +244,7 @@ def test_every_dependency_is_pinned_to_a_version_that_is_allowed() -> None:
 def test_pinned_packages_are_what_the_dependencies_need() -> None:
     """Follows the metadata of what is installed, so that constraints.txt is neither short nor grows moss."""
     needed: set[str] = set()
-    waiting = [*_core().values(), *_development().values()]
+    waiting = [*_core().values(), *_development().values(), *_fuzzing().values()]
     while waiting:
         requirement = waiting.pop()
         name = canonicalize_name(requirement.name)
@@ -255,7 +259,7 @@ def test_pinned_packages_are_what_the_dependencies_need() -> None:
             extras = ["", *requirement.extras]
             if child.marker is None or any(child.marker.evaluate({"extra": extra}) for extra in extras):
                 waiting.append(child)
-    assert sorted(needed - set(_pins())) == []
+    assert sorted(needed - set(_pins()) - {"pip"}) == []  # every virtual environment has pip
     assert sorted(set(_pins()) - needed) == []
 
 

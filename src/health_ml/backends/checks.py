@@ -6,7 +6,6 @@ from pathlib import Path
 
 from health_ml.checkpoints.download import check_reachable
 from health_ml.checkpoints.fetch import resolve_checkpoint
-from health_ml.checkpoints.inspect import read_progress
 from health_ml.checkpoints.parser import CheckpointParser
 from health_ml.environment import process_environment
 from health_ml.errors import ArgumentsError, DatasetError
@@ -15,7 +14,7 @@ from health_ml.lightning_container import LightningContainer
 from health_ml.records.tracking import resolve_tracking_uri
 from health_ml.training.regression import check_expected_folder
 from health_ml.training.stores import stores_for
-from health_ml.training.weights import check_epochs_left, examine_checkpoint, is_trusted, verify_once
+from health_ml.training.weights import check_epochs_left, examine_checkpoint, is_trusted
 
 
 def check_before_start(
@@ -89,11 +88,11 @@ def _check_checkpoint(
         output_to=container.output_to,
         other_stores=stores_for(parser, experiment_config, start_directory),
     )
-    if container.resume_training:
-        check_epochs_left(examine_checkpoint(path, is_trusted=is_trusted(path, container, project_root)), container)
-    elif container.run_inference_only or experiment_config.mode is RunnerMode.EVAL_FULL:
-        read_progress(path)
-        verify_once(path)
+    is_evaluated = container.run_inference_only or experiment_config.mode is RunnerMode.EVAL_FULL
+    if container.resume_training or is_evaluated:
+        checkpoint = examine_checkpoint(path, is_trusted=is_trusted(path, container))
+        if not is_evaluated:
+            check_epochs_left(checkpoint, container)
 
 
 def _resolve_regression_folder(container: LightningContainer, start_directory: Path) -> None:

@@ -142,16 +142,19 @@ class LocalRunHandle(RunHandle):
     def download(self, pattern: str, target: Path) -> list[Path]:
         """Returns the run's files whose relative path matches a glob pattern, copied below the target folder.
 
-        The code that the job ran from is not part of its results and is left out.
+        The code that the job ran from is not part of its results and is left out, and so are links to what is not in
+        the run folder.
         """
         copied = []
+        inside = self.run_folder.resolve()
         for folder, folders, files in os.walk(self.run_folder):
             here = Path(folder)
             if here == self.run_folder:
                 folders[:] = [name for name in folders if here / name != self.folder.code]
             for name in sorted(files):
                 relative = (here / name).relative_to(self.run_folder)
-                if fnmatch.fnmatch(relative.as_posix(), pattern):
+                is_here = (here / name).resolve().is_relative_to(inside)
+                if is_here and fnmatch.fnmatch(relative.as_posix(), pattern):
                     destination = target / relative
                     destination.parent.mkdir(parents=True, exist_ok=True)
                     copied.append(Path(shutil.copy2(here / name, destination)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -162,7 +162,8 @@ class LocalJobFolder:
                 file.write(text)
             temporary.replace(path)
         except OSError as error:
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):  # the first error says more
+                temporary.unlink()
             raise OutputError(f"Cannot write {path}: {error.strerror}.", "Free some space.") from error
 
     def read_processes(self) -> dict[str, Any]:

@@ -99,7 +99,8 @@ def download_checkpoint(url: str, folder: Path, limits: DownloadLimits) -> Path:
 def file_name_of(url: str) -> str:
     """Returns the last part of the URL's path as a harmless file name."""
     name = unquote(urlsplit(url).path).rpartition("/")[2]
-    return re.sub(r"[^\w.+=-]", "_", name).lstrip(".")[-_LONGEST_NAME:] or "checkpoint"
+    harmless = re.sub(r"[^\w.+=-]", "_", name).encode("utf-8", "replace")[-_LONGEST_NAME:]
+    return harmless.decode("utf-8", "ignore").lstrip(".") or "checkpoint"
 
 
 class _Download:

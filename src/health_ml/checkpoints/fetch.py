@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from health_ml.checkpoints.download import DownloadLimits, download_checkpoint
-from health_ml.checkpoints.parser import ACCEPTED_FORMS, CheckpointParser, missing_file_error
+from health_ml.checkpoints.parser import ACCEPTED_FORMS, CheckpointParser, is_file, missing_file_error
 from health_ml.environment import process_environment
 from health_ml.errors import ArgumentsError, CheckpointError, RunNotFoundError, WorkspaceError
 from health_ml.planning.fan_out_folder import FanOutFolder
@@ -63,7 +63,7 @@ def resolve_checkpoint(
         folder = download_folder.absolute() / PRETRAINED_MODELS_FOLDER
         return download_checkpoint(parser.checkpoint, folder, limits or DownloadLimits())
     path = parser.local_path(start_directory)
-    if path is not None and path.is_file():
+    if path is not None and is_file(path):
         return path.resolve()
     if not parser.is_aml_run_id:
         raise missing_file_error(parser, start_directory)
@@ -120,7 +120,7 @@ def _checkpoint_in_run(run_folder: Path, remote_path: str) -> Path:
     if remote_path == _BEST and fan_out.exists:
         return _best_checkpoint(fan_out)
     for candidate in (remote_path, remote_path.removeprefix(f"{OUTPUTS_FOLDER}/")):
-        if (run_folder / candidate).is_file():
+        if is_file(run_folder / candidate):
             return (run_folder / candidate).resolve()
     present = sorted(str(path.relative_to(run_folder)) for path in run_folder.rglob(f"*{CHECKPOINT_SUFFIX}"))
     message = f"The run '{run_folder.name}' has no file {remote_path} in {run_folder}."

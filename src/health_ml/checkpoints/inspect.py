@@ -26,7 +26,7 @@ _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _RECORD = "data.pkl"
 _HEAD_BYTES = 512
 _NAMES_TO_SHOW = 4
-_DAMAGE = (ValueError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, struct.error)
+READING_DAMAGE = (ValueError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, struct.error)
 """What reading a damaged archive or pickle raises; RuntimeError is zipfile's way to say that a file is encrypted."""
 
 _REFUSED_CLASS = re.compile(r"GLOBAL (\S+)|global `?([\w.]+)`? was not")
@@ -92,7 +92,7 @@ def verify(path: Path) -> None:
                 if not any(name.rpartition("/")[2] == _RECORD for name in archive.namelist()):
                     raise CheckpointError(f"{path} is a zip archive, but no torch file: it has no record {_RECORD}.")
                 damaged = archive.testzip()
-        except _DAMAGE as error:
+        except READING_DAMAGE as error:
             raise _damaged(path, str(error)) from error
     if damaged:
         raise _damaged(path, f"its record '{damaged}' differs from its checksum")
@@ -128,9 +128,8 @@ def describe_refusal(path: Path, error: BaseException) -> str:
     plural = "classes" if len(classes) > 1 else "class"
     return (
         f"{path} holds objects of the {plural} {', '.join(classes)}, which the safe loader of torch refuses, because "
-        "loading them can run any code. If you trust where the file comes from, name them in the container's setup "
-        f"method: torch.serialization.add_safe_globals([{', '.join(name.rpartition('.')[2] for name in classes)}]). "
-        "In your own models, keep plain numbers and strings in save_hyperparameters."
+        "loading them can run any code. If you trust whoever wrote the file, add --trust_checkpoint. In your own "
+        "models, keep plain numbers and strings in save_hyperparameters and on_save_checkpoint."
     )
 
 
@@ -196,7 +195,7 @@ def _read_root(path: Path, is_enough: Any = None) -> Any:
                     return read_outline(stream, is_enough)
             if head.startswith(b"\x80"):
                 return _read_legacy(file, path, is_enough)
-        except _DAMAGE as error:
+        except READING_DAMAGE as error:
             raise _damaged(path, str(error)) from error
     if not head:
         raise _damaged(path, "it is empty")

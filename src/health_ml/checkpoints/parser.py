@@ -6,6 +6,7 @@ This module is imported with the declarations of the flags, so it loads neither 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit, urlunsplit
 
@@ -28,6 +29,7 @@ _RUN_ID = re.compile(r"[\w-]+")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*(?=://)")
 _WINDOWS_PATH = re.compile(r"[A-Za-z]:[\\/]|\\\\")
 _MASK = "***"
+_THIS_MACHINE = ("127.0.0.1", "localhost", "::1")
 
 
 class CheckpointParser:
@@ -60,8 +62,7 @@ class CheckpointParser:
     @property
     def is_local_file(self) -> bool:
         """True if the checkpoint is a file that exists."""
-        path = self.local_path()
-        return path is not None and path.is_file()
+        return is_file(self.local_path())
 
     @property
     def is_aml_run_id(self) -> bool:
@@ -136,10 +137,22 @@ class CheckpointParser:
         return f"CheckpointParser({str(self)!r})"
 
 
+def is_file(path: Path | None) -> bool:
+    """Returns True for a file that exists, and False for a path that no file can have: longer than systems allow."""
+    return path is not None and _is(path, Path.is_file)
+
+
+def _is(path: Path, has_kind: Callable[[Path], bool]) -> bool:
+    try:
+        return has_kind(path)
+    except OSError:
+        return False
+
+
 def missing_file_error(parser: CheckpointParser, start_directory: Path | None = None) -> CheckpointError:
     """Returns the error for a checkpoint that is written as a path where no file is."""
     path = parser.local_path(start_directory)
-    if path is not None and path.is_dir():
+    if path is not None and _is(path, Path.is_dir):
         inside = sorted(file.name for file in path.glob(f"*{CHECKPOINT_SUFFIX}"))[:5]
         choices = f" The folder holds {', '.join(inside)}." if inside else ""
         return CheckpointError(f"The checkpoint {path} is a folder, not a file.{choices}", ACCEPTED_FORMS)
@@ -179,6 +192,11 @@ def _scheme_of(text: str) -> str:
         raise ArgumentsError(f"The checkpoint {mask_url(text)!r} is no URL: {error}.", ACCEPTED_FORMS) from error
     if not host:
         raise ArgumentsError(f"The URL {mask_url(text)!r} names no host.", ACCEPTED_FORMS)
+    if scheme == "http" and parts.password and host not in _THIS_MACHINE:
+        raise ArgumentsError(
+            f"The URL {mask_url(text)!r} would send its password unencrypted.",
+            f"Use https, or download the file first. {ACCEPTED_FORMS}",
+        )
     if not parts.path.rpartition("/")[2]:
         raise ArgumentsError(f"The URL {mask_url(text)!r} ends with a folder, not with a file.", ACCEPTED_FORMS)
     return scheme

@@ -207,7 +207,9 @@ def _global(machine: _Machine, argument: Any) -> None:
 
 def _stack_global(machine: _Machine, _: Any) -> None:
     name, module = machine.stack.pop(), machine.stack.pop()
-    machine.stack.append(Opaque(f"{module}.{name}"))
+    # A name made of the names of other objects could double with each instruction until the memory is full.
+    is_plain = isinstance(name, str) and isinstance(module, str)
+    machine.stack.append(Opaque(f"{module}.{name}" if is_plain else ""))
 
 
 def _call(operands: int) -> Callable[[_Machine, Any], None]:

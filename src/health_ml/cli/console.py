@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from health_ml.planning.secrets import mask_text
 from health_ml.settings import RECORD_MIRROR_DOCUMENT
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def configure_logging(level: LogLevel | None, local_rank: int) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.set_name(HANDLER_NAME)
     handler.setLevel(number)
-    formatter = logging.Formatter(LOG_FORMAT, TIME_FORMAT)
+    formatter = _MaskingFormatter(LOG_FORMAT, TIME_FORMAT)
     formatter.converter = time.gmtime
     handler.setFormatter(formatter)
     root = logging.getLogger()
@@ -53,6 +54,14 @@ def configure_logging(level: LogLevel | None, local_rank: int) -> None:
     root.setLevel(number)
     for name in CHATTY_LIBRARIES:
         logging.getLogger(name).setLevel(max(number, logging.WARNING))
+
+
+class _MaskingFormatter(logging.Formatter):
+    """Masks secrets in messages and tracebacks."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Returns the line for the console."""
+        return mask_text(super().format(record))
 
 
 @contextmanager

@@ -99,6 +99,7 @@ def check_combination(
         *_place_problems(config, container, backend, environment=environment),
         *_regression_test_problems(container, in_effect),
         *_logging_problems(container, in_effect, backend, environment=environment),
+        *_trust_problems(config, container, in_effect, environment=environment),
         *clashes(container.trainer_argument_overrides, typed),
     ]
 
@@ -214,6 +215,18 @@ def _regression_test_problems(container: LightningContainer, typed: set[str]) ->
         idle = [name for name in REGRESSION_TEST_FLAGS if name in typed]
         if idle:
             yield f"{_flags(idle)} no effect without --regression_test_folder."
+
+
+def _trust_problems(
+    config: ExperimentConfig, container: LightningContainer, typed: set[str], *, environment: RunEnvironment
+) -> Iterable[str]:
+    may_recover = environment.run_folder is not None or environment.is_in_azureml
+    is_loaded = container.resume_training or container.run_inference_only or config.mode is RunnerMode.EVAL_FULL
+    if "trust_checkpoint" in typed and not may_recover and not (container.src_checkpoint and is_loaded):
+        yield (
+            "--trust_checkpoint has no effect here: it needs --src_checkpoint with --resume_training, "
+            "--run_inference_only or --mode=eval_full. A container that loads trained_weights_path itself decides how."
+        )
 
 
 def _flags(names: list[str]) -> str:

@@ -34,6 +34,7 @@ from health_ml.environment import RunEnvironment
 from health_ml.errors import ArgumentsError
 from health_ml.experiment_config import ExperimentConfig
 from health_ml.planning.search_space import SearchSpace
+from health_ml.planning.secrets import remember_secrets
 
 if TYPE_CHECKING:
     from health_ml.lightning_container import LightningContainer
@@ -81,6 +82,7 @@ def complete(draft: Draft, argv: Sequence[str], *, environment: RunEnvironment) 
     """Returns the container with everything that the user gave, and the experiment config."""
     container = load_container(draft)
     apply_to_container(draft, container)
+    remember_secrets({name: getattr(container, name) for name in container_parameters(container)})
     draft.raise_problems()
     update_experiment_config(draft, container)
     make_paths_absolute(container, draft.start_directory)

@@ -27,7 +27,7 @@ from health_ml.planning.plan import (
     pairs_of,
 )
 from health_ml.planning.provenance import GitState
-from health_ml.planning.secrets import mask_arguments
+from health_ml.planning.secrets import mask_arguments, mask_text
 from health_ml.planning.snapshot import Snapshot
 from health_ml.settings import ENV_EXPERIMENT_NAME
 
@@ -70,7 +70,7 @@ def plan_job(
         ),
         snapshot_hash=snapshot.content_hash if snapshot else "",
         experiment=environ.get(ENV_EXPERIMENT_NAME) or container.effective_experiment_name,
-        display_name=container.tag,
+        display_name=mask_text(container.tag),
         seed=container.get_effective_random_seed(),
         datasets=_datasets(container, is_mounted=config.mount_in_azureml),
         environment_variables=pairs_of(container.get_additional_environment_variables()),

@@ -15,13 +15,17 @@ from health_ml.cli.config_file import TRAINER_KEY, TRAINER_PREFIX
 from health_ml.cli.groups import container_groups
 from health_ml.deep_learning_config import parameters_of
 from health_ml.param_types import CustomTypeParam
+from health_ml.records.encoding import encode_value
 
 if TYPE_CHECKING:
     from health_ml.cli.parse import ParsedCommand
 
 
 def render_config(parsed: ParsedCommand) -> str:
-    """Returns every value as YAML, with its source in a comment. Given back as ``--config``, it means the same."""
+    """Returns every value as YAML, with its source in a comment. Given back as ``--config``, it means the same.
+
+    A value with a secret in it is masked and commented out: it has to be given again.
+    """
     lines = ["# Where and how to run"]
     lines += _section(parsed.experiment_config, parameters_of(parsed.experiment_config), parsed.sources)
     for group in container_groups(parsed.container):
@@ -39,13 +43,24 @@ def _section(
 def _line(name: str, parameter: param.Parameter[Any], value: Any, source: str) -> str:
     if reader_for(parameter) is None or (value is None and not parameter.allow_None):
         return f"# {name}: {_one_line(repr(value))}  # {source}; set in the code only"
-    return f"{name}: {_yaml(plain(value, parameter))}  # {source}"
+    plain_value = plain(value, parameter)
+    shown = encode_value(plain_value, name=name) if _has_secret(name, plain_value) else plain_value
+    mark = "" if shown is plain_value else "# "
+    return f"{mark}{name}: {_yaml(shown)}  # {source}{'; a secret' if mark else ''}"
+
+
+def _has_secret(name: str, value: Any) -> bool:
+    return _dumped(encode_value(value, name=name)) != _dumped(encode_value(value, is_masked=False))
 
 
 def _trainer_section(values: Mapping[str, Any], sources: Mapping[str, str]) -> list[str]:
     if not values:
         return []
-    rows = [f"  {name}: {_yaml(value)}  # {sources[TRAINER_PREFIX + name]}" for name, value in values.items()]
+    rows = [
+        f"  {name}: {_yaml(encode_value(value) if _has_secret(name, value) else value)}  "
+        f"# {sources[TRAINER_PREFIX + name]}"
+        for name, value in values.items()
+    ]
     return ["", "# Arguments of the Lightning Trainer", f"{TRAINER_KEY}:", *rows]
 
 

@@ -28,7 +28,7 @@ from health_ml.planning.dimensions import (
 
 _CALL = re.compile(r"([A-Za-z_]\w*)\((.*)\)", re.DOTALL)
 _RANGE = re.compile(r"(.*?)\.\.(.*)", re.DOTALL)
-_WHOLE_NUMBER = re.compile(r"[+-]?\d+")
+_WHOLE_NUMBER = re.compile(r"[+-]?\d{1,18}")
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?|[+-]?(inf|nan)", re.IGNORECASE)
 _OPENING = {"(": ")", "[": "]", "{": "}"}
 _RANDINT = "randint"
@@ -137,11 +137,12 @@ def _from_call(name: str, arguments: list[str]) -> Dimension:
 
 
 def _from_range(text: str, first: str, rest: list[str]) -> Dimension:
-    if len(rest) > 2 or not _WHOLE_NUMBER.fullmatch(first.strip()):
+    first, rest = first.strip(), [number.strip() for number in rest]
+    if len(rest) > 2 or not _WHOLE_NUMBER.fullmatch(first):
         raise DimensionError(f"is {text}; write first..last with whole numbers, or uniform(lowest, highest)")
-    if not rest[0].strip():
+    if not rest[0]:
         raise DimensionError(f"is {text}, a range without end; write for example {first}..{int(first) + 9}")
-    if not all(_WHOLE_NUMBER.fullmatch(number.strip()) for number in rest):
+    if not all(_WHOLE_NUMBER.fullmatch(number) for number in rest):
         raise DimensionError(f"is {text}; write first..last with whole numbers, or uniform(lowest, highest)")
     start, end, step = int(first), int(rest[0]), int(rest[1]) if len(rest) == 2 else 1
     if step < 1 or start > end:

@@ -20,6 +20,8 @@ from health_ml.settings import (
     TRIALS_FOLDER,
 )
 
+_MOST_DIGITS = 9
+
 
 @dataclass(frozen=True)
 class FanOutFolder:
@@ -30,7 +32,7 @@ class FanOutFolder:
     @classmethod
     def of_trial(cls, trial_folder: Path) -> FanOutFolder | None:
         """Returns the fan-out that a run folder is a trial of, or None if it is none."""
-        if trial_folder.parent.name != TRIALS_FOLDER or not trial_folder.name.isdigit():
+        if trial_folder.parent.name != TRIALS_FOLDER or not _is_number(trial_folder.name):
             return None
         fan_out = cls(trial_folder.parent.parent)
         return fan_out if fan_out.exists else None
@@ -86,7 +88,7 @@ class FanOutFolder:
             names = [entry.name for entry in (self.run_folder / TRIALS_FOLDER).iterdir() if entry.is_dir()]
         except FileNotFoundError:
             return []
-        return sorted(int(name) for name in names if name.isdigit())
+        return sorted(int(name) for name in names if _is_number(name))
 
     def trial_run_id(self, index: int) -> str:
         """Returns the id of the run of a trial."""
@@ -112,8 +114,12 @@ class FanOutFolder:
 def find_trial_folder(store: Path, run_id: str) -> Path | None:
     """Returns the run folder of the trial with an id like ``<id of the fan-out>_3`` in a store of runs, or None."""
     fan_out_id, _, number = run_id.rpartition("_")
-    if not fan_out_id or not (number.isascii() and number.isdigit()):
+    if not fan_out_id or not _is_number(number):
         return None
     fan_out = FanOutFolder(store / fan_out_id)
     folder = fan_out.trial_folder(int(number))
     return folder if str(int(number)) == number and fan_out.exists and folder.is_dir() else None
+
+
+def _is_number(name: str) -> bool:
+    return name.isascii() and name.isdigit() and len(name) <= _MOST_DIGITS

@@ -7,6 +7,7 @@ touched so shortly before it was read that a second change could carry the same 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -201,5 +202,6 @@ class _HashCache:
             temporary.write_text(text, encoding="utf-8")
             temporary.replace(self._file)
         except OSError as error:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # what should be its folder may be a file
+                temporary.unlink()
             logging.getLogger(__name__).debug("The hashes of the snapshot cannot be remembered: %s", error)

@@ -7,9 +7,11 @@ from pathlib import Path
 
 from health_ml.errors import RunNotFoundError, did_you_mean
 from health_ml.planning.fan_out_folder import find_trial_folder
-from health_ml.settings import OUTPUTS_FOLDER, PRETRAINED_MODELS_FOLDER
+from health_ml.settings import OUTPUTS_FOLDER
 
 _NEWEST_RUNS_TO_NAME = 3
+_LONGEST_NAME = 255
+"""Bytes in the longest name of a file or folder, on every usual file system."""
 
 
 def run_store_folders(project_root: Path, output_to: Path | None = None) -> tuple[Path, ...]:
@@ -47,25 +49,10 @@ def find_run_folder(run_id: str, project_root: Path, output_to: Path | None = No
     raise RunNotFoundError(f"There is no run '{run_id}' in {searched}.", _way_out(run_id, list(_run_folders(stores))))
 
 
-def find_run_of(path: Path, project_root: Path, output_to: Path | None = None) -> Path | None:
-    """Returns the run folder whose run wrote the given file, or None if no run of the local store did.
-
-    Files that a run downloaded (``pretrained_models``) were written by somebody else, so they belong to no run here.
-    """
-    resolved = path.resolve()
-    for store in run_store_folders(project_root, output_to):
-        folder = store.resolve()
-        if not resolved.is_relative_to(folder):
-            continue
-        parts = resolved.relative_to(folder).parts
-        if len(parts) > 1 and PRETRAINED_MODELS_FOLDER not in parts:
-            return folder / parts[0]
-    return None
-
-
 def is_plain_name(name: str) -> bool:
-    """True if the name can be that of one folder: not empty, no separators, neither ``.`` nor ``..``."""
-    return bool(name) and name not in (".", "..") and not set(name) & {"/", "\\", "\0"}
+    """True if the name can be that of one folder: not empty or too long, no separators, neither ``.`` nor ``..``."""
+    is_short = len(name.encode("utf-8", "surrogatepass")) <= _LONGEST_NAME
+    return is_short and name not in ("", ".", "..") and not set(name) & {"/", "\\", "\0"}
 
 
 def _run_folders(stores: tuple[Path, ...]) -> Iterator[Path]:

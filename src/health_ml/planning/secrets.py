@@ -3,13 +3,20 @@
 A parameter whose name ends in a word such as ``password`` or ``token`` is masked whatever it holds. In all other
 texts, the parts that are secret by construction are masked: passwords in URLs, SAS signatures, account keys, bearer
 tokens. The rest of the text stays readable, because a record that hides everything is of no use.
+
+A secret that has no look of its own is known by where it came from: what an environment variable, a flag or an entry
+of a config file with the name of a secret holds is masked wherever it turns up afterwards in this process.
 """
 
 from __future__ import annotations
 
+import json
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
+from urllib.parse import quote
 
 MASK = "***"
 
@@ -50,9 +57,97 @@ _CERTAIN = (
         MASK,
     ),
     (re.compile(r"\beyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]{8,}"), MASK),
+    (
+        re.compile(r"(-----BEGIN [A-Z0-9 ]*PRIVATE KEY(?: BLOCK)?-----).{1,20000}?(?=-----END )", re.DOTALL),
+        rf"\1\n{MASK}\n",
+    ),
 )
 # In a value this is a secret if the name is one; in the text of a program it is most often an ordinary name.
 _ASSIGNMENT = re.compile(r"(?<![\w.-])([\w.-]+)=([^&;\s'\"]+)")
+
+
+# name = "value", "name": "value" and name="value" in the text of a program or of a config.
+_LITERAL = re.compile(r"""(?<![\w.-])([\w.-]+)(["']?[ \t]*[:=][ \t]*)(["'])([^"'\n]{6,})(?=\3)""")
+_PLACEHOLDER = re.compile(r"(?i)[<\[({$%].*|(.)\1*|.*(example|change.?me|placeholder|dummy).*|none|null|true|false")
+_RANDOM = re.compile(r"(?=[^\d]*\d)(?=[^A-Za-z]*[A-Za-z])[\w+/=~.-]{16,}")
+
+_DISTINCT_PASSWORD = re.compile(r"(?=.*[^A-Za-z]).{8,}", re.DOTALL)
+_DISTINCT_TOKEN = re.compile(r"(?=\D*\d)(?=[^A-Za-z]*[A-Za-z])\S{16,}")
+"""What is masked wherever it turns up; a word or a short text could be a part of something else."""
+
+_known: set[str] = set()
+_known_pattern: re.Pattern[str] | None = None
+
+
+@contextmanager
+def secrets_of_one_command() -> Iterator[None]:
+    """Forgets at its end which secrets :func:`remember_secrets` was told in the body."""
+    before = set(_known)
+    try:
+        yield
+    finally:
+        _set_known(before)
+
+
+def remember_secrets(values: Mapping[str, Any]) -> None:
+    """Masks from now on, in this process, what parameters or variables with the name of a secret hold.
+
+    :param values: Values by name. In nested mappings, each name counts; a secret name makes all below it secret.
+    """
+    found = {form for name, text in _secret_texts(values) if _is_distinct(name, text) for form in _forms(text)}
+    if not found <= _known:
+        _set_known(_known | found)
+
+
+def remember_secret_arguments(argv: Sequence[str]) -> None:
+    """Masks from now on, in this process, the secrets on a command line."""
+    for argument, following in zip(argv, [*argv[1:], ""], strict=True):
+        if argument.startswith("--"):
+            name, equals, value = argument.partition("=")
+            remember_secrets({name: value if equals or following.startswith("--") else following})
+
+
+def _set_known(known: set[str]) -> None:
+    global _known, _known_pattern
+    _known = known
+    longest_first = sorted(map(re.escape, known), key=len, reverse=True)
+    _known_pattern = re.compile("|".join(longest_first)) if known else None
+
+
+def _secret_texts(values: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    """Yields each text that is a secret, with the name that says so."""
+    if isinstance(values, Mapping):
+        for key, item in values.items():
+            yield from _secret_texts(item, name if is_secret_name(name) else str(key))
+    elif isinstance(values, Iterable) and not isinstance(values, (str, bytes)):
+        for item in values if isinstance(values, (list, tuple, set, frozenset)) else ():
+            yield from _secret_texts(item, name)
+    elif isinstance(values, str):
+        yield from (("password", match[1]) for match in _URL_PASSWORD.finditer(values))
+        if is_secret_name(name):
+            yield name, values
+
+
+_URL_PASSWORD = re.compile(r"(?<=://)[^/\s@?#'\":]*:([^/\s@'\"]+)(?=@)")
+
+
+def _forms(text: str) -> set[str]:
+    """Returns a text as it is, and as it looks in JSON and in a URL."""
+    return {text, json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1], quote(text, "", errors="replace")}
+
+
+def _is_distinct(name: str, text: str) -> bool:
+    """False for what may turn up elsewhere without being the secret: words, numbers, and paths of files."""
+    is_password = _WORD.findall(name)[-1].lower() in _ALWAYS_SECRET
+    pattern = _DISTINCT_PASSWORD if is_password else _DISTINCT_TOKEN
+    return pattern.fullmatch(text) is not None and not text.isdecimal() and MASK not in text and not _exists(text)
+
+
+def _exists(path: str) -> bool:
+    try:
+        return os.path.exists(path)
+    except ValueError:  # a zero byte
+        return False
 
 
 def is_secret_name(name: str) -> bool:
@@ -81,9 +176,20 @@ def mask_program_text(text: str) -> str:
 
     An expression such as ``login(token=token)`` stays as it is.
     """
+    if _known_pattern is not None:
+        text = _known_pattern.sub(MASK, text)
     for pattern, replacement in _CERTAIN:
         text = pattern.sub(replacement, text)
-    return text
+    return _LITERAL.sub(_mask_literal, text)
+
+
+def _mask_literal(match: re.Match[str]) -> str:
+    name, between, quote, value = match.groups()
+    if not is_secret_name(name) or _PLACEHOLDER.fullmatch(value):
+        return match[0]
+    is_certain = _WORD.findall(name)[-1].lower() in _ALWAYS_SECRET
+    is_masked = is_certain or _RANDOM.fullmatch(value) is not None
+    return f"{name}{between}{quote}{MASK}" if is_masked else match[0]
 
 
 def _mask_assignment(match: re.Match[str]) -> str:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ HEAVIEST_FOLDERS = 10
 EXECUTABLE_MODE = 0o755
 PLAIN_MODE = 0o644
 MANIFEST_VERSION = 1
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 class SnapshotFile(NamedTuple):
@@ -94,8 +96,7 @@ class Snapshot:
                 "The manifest of a snapshot does not fit its content hash, or is of another version.",
                 "Submit the job again.",
             )
-        for file in files:
-            _check_manifest_path(file.path)
+        _check_manifest(files)
         return snapshot
 
 
@@ -190,8 +191,17 @@ def describe_snapshot(listing: TreeListing) -> str:
 
 def user_cache_folder(environ: Mapping[str, str]) -> Path:
     """Returns the folder for what health_ml remembers between runs, by the rules of the XDG base directories."""
-    configured = environ.get(ENV_XDG_CACHE_HOME, "")
-    base = Path(configured) if os.path.isabs(configured) else Path(environ.get("HOME") or Path.home()) / ".cache"
+    return user_folder(environ, ENV_XDG_CACHE_HOME, ".cache")
+
+
+def user_folder(environ: Mapping[str, str], variable: str, default: str) -> Path:
+    """Returns the folder of health_ml in one of the base directories of the user.
+
+    :param variable: Environment variable of the base directory; relative values do not count.
+    :param default: The base directory below the user's home if the variable does not name one.
+    """
+    configured = environ.get(variable, "")
+    base = Path(configured) if os.path.isabs(configured) else Path(environ.get("HOME") or Path.home()) / default
     return base / CACHE_FOLDER
 
 
@@ -210,11 +220,23 @@ def _as_snapshot_file(file: HashedFile) -> SnapshotFile:
     return SnapshotFile(file.path, file.size, mode, file.sha256)
 
 
-def _check_manifest_path(path: str) -> None:
-    """Refuses a manifest that would write outside of the folder that it is unpacked to."""
-    parts = path.split("/")
-    if not path or "\0" in path or any(part in ("", ".", "..") for part in parts):
-        raise SnapshotError(f"The manifest of a snapshot names the path {path!r}.", "Submit the job again.")
+def is_sha256(text: str) -> bool:
+    """True for a hash in hexadecimal digits; anything else must not become a part of a path."""
+    return _SHA256.fullmatch(text) is not None
+
+
+def _check_manifest(files: list[SnapshotFile]) -> None:
+    """Refuses a manifest that would read or write outside of the folders that are meant."""
+    for file in files:
+        parts = file.path.split("/")
+        if not file.path or "\0" in file.path or any(part in ("", ".", "..") for part in parts):
+            raise SnapshotError(f"The manifest of a snapshot names the path {file.path!r}.", "Submit the job again.")
+        if not is_sha256(file.sha256) or file.size < 0 or file.mode not in (PLAIN_MODE, EXECUTABLE_MODE):
+            raise SnapshotError(
+                f"The manifest of a snapshot has impossible facts about {file.path!r}.", "Submit the job again."
+            )
+    if len({file.path for file in files}) < len(files):
+        raise SnapshotError("The manifest of a snapshot names a path twice.", "Submit the job again.")
 
 
 def _files_travel(count: int) -> str:

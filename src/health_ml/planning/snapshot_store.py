@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from health_ml.errors import OutputError, SnapshotError
-from health_ml.planning.snapshot import Snapshot, SnapshotFile, manifest_text
+from health_ml.planning.snapshot import Snapshot, SnapshotFile, is_sha256, manifest_text
 from health_ml.planning.tree_walk import shown_path
 
 BLOCK_BYTES = 1 << 20
@@ -82,7 +82,12 @@ class SnapshotStore:
         :raises SnapshotError: If the store does not hold it, or its manifest is damaged.
         """
         try:
-            return Snapshot.from_json(json.loads(self._manifest_file(content_hash).read_bytes()))
+            if not is_sha256(content_hash):
+                raise FileNotFoundError(content_hash)
+            snapshot = Snapshot.from_json(json.loads(self._manifest_file(content_hash).read_bytes()))
+            if snapshot.content_hash != content_hash:
+                raise ValueError("it is the manifest of another snapshot")
+            return snapshot
         except FileNotFoundError as error:
             raise SnapshotError(
                 f"The snapshot {content_hash} is not in {self.folder}.", "It was removed, or taken on another machine."

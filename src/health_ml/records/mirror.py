@@ -141,8 +141,8 @@ def start_mirror(
     address, credentials = split_credentials(resolved)
     settings = MirrorSettings(
         tracking_uri=address,
-        experiment=experiment,
-        run_name=run_name,
+        experiment=mask_text(experiment),
+        run_name=mask_text(run_name),
         tensorboard_folder=str(tensorboard_folder.absolute()) if tensorboard_folder else "",
     )
     _note_settings(record_folder, settings)

@@ -6,6 +6,7 @@ a full disk or a power cut has torn is skipped by the reader, and the next line 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -219,7 +220,8 @@ class RunRecord:
                 file.write(text)
             temporary.replace(path)
         except OSError as error:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # the first error says more
+                temporary.unlink()
             raise _cannot_write(path, error) from error
         return path
 

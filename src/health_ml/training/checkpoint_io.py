@@ -1,19 +1,29 @@
-"""Writes checkpoint files that are complete at any moment, whatever happens while they are written."""
+"""Writes checkpoint files that are complete at any moment, and reads those that the safe loader takes."""
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
+import pickle
+import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 
+from health_ml.checkpoints.signature import sign
 from health_ml.errors import OutputError
-from health_ml.training.plain_values import with_plain_hyperparameters
+from health_ml.settings import RECORD_CHECKPOINTS_FILE
+from health_ml.training.plain_values import harmless_classes, with_plain_hyperparameters
+
+if TYPE_CHECKING:
+    from health_ml.records.record import RunRecord
 
 _NOT_A_FILE_SYSTEM_FOR_FSYNC = (errno.EINVAL, errno.ENOTSUP, errno.EACCES)
+_TEMPORARY_PREFIX = ".checkpoint-"
+_TEMPORARY_SUFFIX = ".tmp"
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -21,7 +31,13 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     A reader sees the previous file or the new one, never half of one, also after a kill or a power cut.
     Hyperparameters are stored as plain values, so that the safe loader reads every checkpoint back.
+
+    :param record: Where each checkpoint is noted with its signature, by which it is known as one of this user's.
     """
+
+    def __init__(self, record: RunRecord | None = None) -> None:
+        super().__init__()
+        self._record = record
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
         """Writes the checkpoint to a local file, or hands it to Lightning if the path is a URL.
@@ -32,23 +48,37 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         if "://" in os.fspath(path) or storage_options is not None:
             super().save_checkpoint(checkpoint, path, storage_options)
             return
-        write_checkpoint(checkpoint, Path(path))
+        write_checkpoint(checkpoint, Path(path), record=self._record)
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = lambda storage, loc: storage, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Returns the content of a checkpoint; the safe loader takes paths and enums too."""
+        try:
+            return super().load_checkpoint(path, map_location, weights_only)
+        except pickle.UnpicklingError as error:
+            with torch.serialization.safe_globals(harmless_classes(Path(path), error)):
+                return super().load_checkpoint(path, map_location, weights_only)
 
 
-def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
-    """Writes a checkpoint to a local file, all or nothing.
+def write_checkpoint(checkpoint: dict[str, Any], path: Path, *, record: RunRecord | None = None) -> None:
+    """Writes a checkpoint to a local file, all or nothing, and notes it in the record.
 
     :raises OutputError: If the file cannot be written; what was there before stays.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # A short name of its own, because the name of the checkpoint may be as long as the file system allows.
+    temporary = path.with_name(f"{_TEMPORARY_PREFIX}{os.getpid()}{_TEMPORARY_SUFFIX}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(path)
+        _remove_leftovers(path.parent)
         with temporary.open("wb") as file:
+            _lock(file.fileno())
             torch.save(checkpoint, file)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
+            if record is not None:
+                _note(checkpoint, path, temporary, record)
+            temporary.replace(path)
         _sync_folder(path.parent)
     except Exception as error:
         _remove_quietly(temporary)
@@ -61,10 +91,39 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
         ) from error
 
 
-def _remove_leftovers(path: Path) -> None:
-    """Removes what a process that was killed while it wrote the same checkpoint has left."""
-    for leftover in path.parent.glob(f".{path.name}.*.tmp"):
-        leftover.unlink(missing_ok=True)
+def _note(checkpoint: dict[str, Any], path: Path, file: Path, record: RunRecord) -> None:
+    """Adds a line with the signature to the record, before the file gets its name: no checkpoint is without one."""
+    row = {
+        "time": time.time(),
+        "attempt": record.attempt,
+        "name": path.name,
+        "epoch": checkpoint.get("epoch"),
+        "global_step": checkpoint.get("global_step"),
+        "bytes": file.stat().st_size,
+        "signature": sign(file),
+    }
+    record.append_row(RECORD_CHECKPOINTS_FILE, row)
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Removes what processes that were killed while they wrote a checkpoint have left."""
+    for leftover in folder.glob(f"{_TEMPORARY_PREFIX}*{_TEMPORARY_SUFFIX}"):
+        try:
+            with leftover.open("rb") as file:
+                is_left = _lock(file.fileno())
+                if is_left:
+                    leftover.unlink(missing_ok=True)
+        except OSError:  # gone by now, or of somebody else
+            continue
+
+
+def _lock(descriptor: int) -> bool:
+    """Locks a file as long as it is open; returns False if another process holds it, or nobody can say."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def _remove_quietly(path: Path) -> None:

@@ -101,7 +101,7 @@ class RunnerBase:
             return
         path = self.container.run_paths.summary_file
         try:
-            path.write_text(f"{self.container}\n", encoding="utf-8")
+            path.write_text(f"{self.container}\n", encoding="utf-8", errors="backslashreplace")
         except OSError as error:
             raise OutputError(f"Cannot write {path}: {error.strerror or error}.", "Free some space there.") from error
 
@@ -168,7 +168,7 @@ class RunnerBase:
         metrics: dict[str, float] = {}
         arguments: dict[str, Any] = {"datamodule": data, "verbose": False}
         if checkpoint is not None:
-            examined = examine_checkpoint(checkpoint, is_trusted=self.is_trusted(checkpoint))
+            examined = examine_checkpoint(checkpoint, is_trusted=is_trusted(checkpoint, self.container))
             arguments.update(ckpt_path=str(checkpoint), weights_only=examined.is_weights_only)
             examined.place(trainer)
         with (
@@ -185,12 +185,6 @@ class RunnerBase:
         return metrics
 
     # --- checkpoints --------------------------------------------------------------------------------------------------
-
-    def is_trusted(self, checkpoint: Path) -> bool:
-        """True if a checkpoint was written by this run or another one of this project, not fetched from elsewhere."""
-        if checkpoint != self.source_checkpoint and checkpoint.is_relative_to(self.container.outputs_folder):
-            return True
-        return is_trusted(checkpoint, self.container, self.project_root)
 
     def _fetch_source_checkpoint(self) -> Path | None:
         parser = self.container.src_checkpoint

@@ -15,7 +15,7 @@ from pytorch_lightning.loggers import Logger
 from pytorch_lightning.profilers import AdvancedProfiler, Profiler, PyTorchProfiler, SimpleProfiler
 from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
 
-from health_ml.environment import RunEnvironment
+from health_ml.environment import RunEnvironment, environment_variables, process_environment
 from health_ml.errors import ArgumentsError, ContainerError
 from health_ml.settings import PROFILER_FOLDER
 from health_ml.training.callbacks.batch_time import BatchTimeCallback
@@ -80,7 +80,7 @@ def create_lightning_trainer(
     )
     _complete_switches(arguments)
     trainer = _construct(container, arguments)
-    _use_atomic_checkpoints(trainer, given.get("plugins"))
+    _use_atomic_checkpoints(trainer, given.get("plugins"), record=record)
     return trainer, storing_logger
 
 
@@ -288,12 +288,19 @@ def _complete_switches(arguments: dict[str, Any]) -> None:
     arguments["enable_checkpointing"] = any(isinstance(callback, Checkpoint) for callback in callbacks)
 
 
+_TRAINER_VARIABLES = "PL_TRAINER_"
+
 # --- construction -----------------------------------------------------------------------------------------------------
 
 
 def _construct(container: LightningContainer, arguments: dict[str, Any]) -> Trainer:
+    # Lightning would take arguments from the environment: no flag, file or record would say so.
+    ignored = sorted(name for name in process_environment() if name.startswith(_TRAINER_VARIABLES))
+    if ignored:
+        logger.warning(f"Ignored: {', '.join(ignored)}. Give --trainer.<argument>=<value> instead.")
     try:
-        return Trainer(**arguments)
+        with environment_variables(dict.fromkeys(ignored)):
+            return Trainer(**arguments)
     except (MisconfigurationException, TypeError, ValueError) as error:
         raise ContainerError(
             f"The Lightning Trainer refuses its arguments for {type(container).__name__}: {error}",
@@ -301,13 +308,13 @@ def _construct(container: LightningContainer, arguments: dict[str, Any]) -> Trai
         ) from error
 
 
-def _use_atomic_checkpoints(trainer: Trainer, plugins: Any) -> None:
+def _use_atomic_checkpoints(trainer: Trainer, plugins: Any, *, record: RunRecord | None) -> None:
     """Writes checkpoints atomically, unless the user or the strategy has another way of writing them."""
     from lightning_fabric.plugins import CheckpointIO
 
     has_own = any(isinstance(plugin, CheckpointIO) for plugin in _as_list(plugins))
     if not has_own and isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy)):
-        trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+        trainer.strategy.checkpoint_io = AtomicCheckpointIO(record)
 
 
 def _as_list(value: Any) -> list[Any]:

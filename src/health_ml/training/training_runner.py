@@ -24,6 +24,7 @@ from health_ml.training.weights import (
     check_training_left,
     examine_checkpoint,
     explained_loading,
+    is_trusted,
 )
 
 if TYPE_CHECKING:
@@ -163,13 +164,20 @@ class TrainingRunner(RunnerBase):
             outputs, node = self.container.outputs_folder, self.environment.node_rank
             recovered = find_recovery_checkpoint(recovery_folder(outputs, node_rank=node))
             if recovered is not None:
-                return examine_checkpoint(recovered, is_trusted=True)
+                return examine_checkpoint(
+                    recovered, is_trusted=self._is_in_own_folder or is_trusted(recovered, self.container)
+                )
         if not self.container.resume_training:
             return None
         path = self.required_source_checkpoint("--resume_training")
-        start = examine_checkpoint(path, is_trusted=self.is_trusted(path))
+        start = examine_checkpoint(path, is_trusted=is_trusted(path, self.container))
         check_epochs_left(start, self.container)
         return start
+
+    @property
+    def _is_in_own_folder(self) -> bool:
+        """True if the run folder can hold only what this run wrote: another machine has another key to sign with."""
+        return self.environment.attempt > 0 or self.environment.is_in_azureml
 
     @property
     def _may_have_been_restarted(self) -> bool:

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from health_ml.checkpoints.inspect import describe_refusal, read_progress, verify
+from health_ml.checkpoints.signature import is_own
 from health_ml.errors import CheckpointError
-from health_ml.planning.run_store import find_run_of
 
 if TYPE_CHECKING:
     from pytorch_lightning import Trainer
@@ -49,7 +49,7 @@ class LoadableCheckpoint:
 def examine_checkpoint(path: Path, *, is_trusted: bool) -> LoadableCheckpoint:
     """Returns how a checkpoint can be loaded. All of it is read once, to compare it with its checksums.
 
-    :param is_trusted: True if a run of this project wrote the file: only then may it need the full loader.
+    :param is_trusted: True if its code may run, see :func:`is_trusted`: only then may it need the full loader.
     :raises CheckpointError: If the file is missing, damaged, not a Lightning checkpoint, or needs the full loader
         without being trusted.
     """
@@ -132,9 +132,9 @@ def _overrides_trainer_arguments(container: LightningContainer) -> bool:
     return type(container).get_trainer_arguments is not Base.get_trainer_arguments
 
 
-def is_trusted(checkpoint: Path, container: LightningContainer, project_root: Path) -> bool:
-    """Returns True for a checkpoint that a run of this project wrote, not one that it downloaded."""
-    return find_run_of(checkpoint, project_root, container.output_to) is not None
+def is_trusted(checkpoint: Path, container: LightningContainer) -> bool:
+    """Returns True for a checkpoint that a run of this user wrote, and for any if the user says so."""
+    return bool(container.trust_checkpoint) or is_own(checkpoint)
 
 
 @contextmanager
@@ -157,9 +157,20 @@ def explained_loading(path: Path | None) -> Iterator[None]:
 def _load(path: Path, *, is_weights_only: bool) -> Any:
     import torch  # loading is the first thing that needs it
 
+    from health_ml.training.plain_values import harmless_classes  # imports torch
+
+    def load() -> Any:
+        # Only the zip format can be mapped, and only below a name that is text; all else has to be read.
+        is_mapped = zipfile.is_zipfile(path) and str(path).isprintable()
+        # Not safe only for what is_trusted vouches for.
+        return torch.load(path, map_location="cpu", weights_only=is_weights_only, mmap=is_mapped)  # nosec B614
+
     try:
-        # Only the zip format can be mapped; the format before torch 1.6 has to be read.
-        return torch.load(path, map_location="cpu", weights_only=is_weights_only, mmap=zipfile.is_zipfile(path))
+        try:
+            return load()
+        except pickle.UnpicklingError as error:
+            with torch.serialization.safe_globals(harmless_classes(path, error)):
+                return load()
     except Exception as error:  # unpickling can run code of the user's own classes, which can raise anything
         if is_weights_only and isinstance(error, pickle.UnpicklingError):
             raise

@@ -224,3 +224,19 @@ def test_logs_are_followed_line_by_line_also_across_half_lines(tmp_path: Path) -
     follower.forward(lines.append)
     follower.flush(lines.append)
     assert lines[2:] == ["[node 0] two", "[node 0] last"]
+
+
+def test_links_that_lead_out_of_the_run_are_not_downloaded(tmp_path: Path) -> None:
+    folder = job_of(tmp_path, "pass")
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "secret.txt").write_text("secret")
+    (folder.run_folder / "result.txt").write_text("result")
+    (folder.run_folder / "inner.txt").symlink_to("result.txt")
+    (folder.run_folder / "secret.txt").symlink_to(outside / "secret.txt")
+    (folder.run_folder / "outside").symlink_to(outside)
+
+    files = LocalRunHandle(folder.run_folder).download("*.txt", tmp_path / "copy")
+
+    assert [file.name for file in files] == ["inner.txt", "result.txt"]
+    assert not any(file.is_symlink() for file in files)

@@ -34,7 +34,10 @@ def test_run_ids(text: str, run_id: str, remote_path: str) -> None:
     parser.validate()
 
 
-@pytest.mark.parametrize("text", ["https://example.org/m.ckpt", "http://h:80/a/b.pt?x=1", "HTTP://h/m.ckpt"])
+@pytest.mark.parametrize(
+    "text",
+    ["https://me:pw@example.org/m.ckpt", "http://me:pw@localhost/m.ckpt", "http://h:80/a/b.pt?x=1", "HTTP://h/m.ckpt"],
+)
 def test_urls(text: str) -> None:
     parser = CheckpointParser(text)
     assert (parser.is_url, parser.is_local_file, parser.is_aml_run_id, parser.run_id) == (True, False, False, "")
@@ -60,6 +63,7 @@ def test_urls(text: str) -> None:
         ("https://", "names no host"),
         ("https://host/folder/", "ends with a folder"),
         ("http://[::1/x.ckpt", "is no URL"),
+        ("http://me:password@example.org/x.ckpt", r"http://\*\*\*@example.org/x.ckpt' would send its password"),
         ("http://host:99999/x.ckpt", "is no URL"),
         ("run\n2", "control characters"),
     ],

@@ -404,6 +404,8 @@ def test_trainer_arguments_do_not_clash_with_flags() -> None:
         (["--docker_shm_size=1g", "--conda_env=e.yml"], "--conda_env and --docker_shm_size have no effect"),
         (["--dataset_mountpoints=/mnt/x"], "--dataset_mountpoints has no effect on this machine"),
         (["--regression_test_csv_tolerance=0.1"], "no effect without --regression_test_folder"),
+        (["--trust_checkpoint"], "it needs --src_checkpoint with --resume_training"),
+        (["--trust_checkpoint", "--src_checkpoint=a/b.ckpt"], "loads trained_weights_path itself decides how"),
         (["--num_nodes=2"], "--num_nodes=2 would wait for ever"),
         (
             ["--datastore=blobs", "--azure_datasets=a", "--local_datasets=/x"],

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from health_ml.errors import RunNotFoundError
-from health_ml.planning.run_store import find_run_folder, find_run_of
+from health_ml.planning.run_store import find_run_folder
 
 
 def make_run(store: Path, run_id: str, age: int = 0) -> Path:
@@ -53,14 +53,3 @@ def test_only_plain_names_are_run_ids(tmp_path: Path, run_id: str) -> None:
     make_run(tmp_path / "outputs", "a/b")
     with pytest.raises(RunNotFoundError, match=r"There is no run"):
         find_run_folder(run_id, tmp_path)
-
-
-def test_files_of_a_run_belong_to_it_unless_it_downloaded_them(tmp_path: Path) -> None:
-    run = make_run(tmp_path / "outputs", "run_1")
-    assert find_run_of(run / "checkpoints" / "last.ckpt", tmp_path) == run
-    assert find_run_of(run / "pretrained_models" / "last.ckpt", tmp_path) is None
-    assert find_run_of(tmp_path / "outputs" / "last.ckpt", tmp_path) is None
-    assert find_run_of(tmp_path / "given.ckpt", tmp_path) is None
-    link = tmp_path / "outputs" / "run_1" / "link.ckpt"
-    link.symlink_to(tmp_path / "given.ckpt")
-    assert find_run_of(link, tmp_path) is None

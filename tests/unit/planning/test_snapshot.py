@@ -98,6 +98,23 @@ def test_manifest_that_leads_out_of_its_folder_is_refused(tree: Path, path: str)
         Snapshot.from_json(values)
 
 
+@pytest.mark.parametrize(
+    "facts", [{"sha256": "../../../etc/passwd"}, {"sha256": "A" * 64}, {"size": -1}, {"mode": 0o4755}, {"mode": 0o777}]
+)
+def test_manifest_with_impossible_facts_is_refused(tree: Path, facts: dict[str, object]) -> None:
+    snapshot = take_snapshot(tree)
+    values = Snapshot((snapshot.files[0]._replace(**facts),)).to_json()
+    with pytest.raises(SnapshotError, match="has impossible facts about 'package/module"):
+        Snapshot.from_json(values)
+
+
+def test_manifest_that_names_a_path_twice_is_refused(tree: Path) -> None:
+    file = take_snapshot(tree).files[0]
+    values = Snapshot((file, file)).to_json()
+    with pytest.raises(SnapshotError, match="names a path twice"):
+        Snapshot.from_json(values)
+
+
 def test_changed_manifest_is_refused(tree: Path) -> None:
     values = take_snapshot(tree).to_json()
     values["files"][0][1] = 6
@@ -327,6 +344,7 @@ def test_damaged_cache_costs_nothing_but_time(tree: Path, cache: Path, damage: s
     assert json.loads(file.read_text())["version"] == 1
 
 
+@pytest.mark.usefixtures("settled")
 def test_cache_that_cannot_be_written_costs_nothing_but_time(tree: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     assert take_snapshot(tree, cache_folder=tmp_path / "file/cache") == take_snapshot(tree)

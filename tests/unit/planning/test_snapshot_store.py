@@ -102,6 +102,18 @@ def test_unknown_snapshot_is_an_error(store: SnapshotStore) -> None:
         store.load("abc")
 
 
+def test_the_name_of_a_snapshot_leads_nowhere_else(tree: Path, store: SnapshotStore) -> None:
+    snapshot = take_snapshot(tree)
+    store.store(snapshot, tree)
+    manifest = next((store.folder / "manifests").iterdir())
+    (store.folder / "elsewhere.json").write_bytes(manifest.read_bytes())
+    with pytest.raises(SnapshotError, match=r"The snapshot \.\./elsewhere is not in"):
+        store.load("../elsewhere")
+    manifest.rename(manifest.with_name(f"{'0' * 64}.json"))
+    with pytest.raises(SnapshotError, match="is damaged"):
+        store.load("0" * 64)
+
+
 @pytest.mark.parametrize("text", ["", "{}", "[1]"])
 def test_damaged_manifest_is_an_error(tree: Path, store: SnapshotStore, text: str) -> None:
     snapshot = take_snapshot(tree)

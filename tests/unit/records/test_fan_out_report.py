@@ -1,6 +1,8 @@
 import csv
+import html
 import io
 import math
+from html.parser import HTMLParser
 from xml.etree import ElementTree
 
 import pytest
@@ -73,6 +75,37 @@ def test_the_page_escapes_what_users_wrote_and_plots_the_finished_trials() -> No
     plots = [ElementTree.fromstring("<svg" + part.split("</svg>")[0] + "</svg>") for part in page.split("<svg")[1:]]
     assert len(plots) == 3  # over the trial, l_rate and kind
     assert [len(plot.findall("circle")) for plot in plots] == [2, 2, 2]
+
+
+HOSTILE = """</title></td></svg><img src=x onerror='alert(1)'>"><script>alert(2)</script>&lt;"""
+
+
+def test_no_text_of_a_user_becomes_a_part_of_the_page() -> None:
+    trials = [
+        TrialResult(
+            index, HOSTILE, {HOSTILE: HOSTILE, "n": index}, RunStatus.FINISHED, {HOSTILE: 1.0 + index}, 1, HOSTILE
+        )
+        for index in range(3)
+    ]
+    page = FanOutReport(HOSTILE, trials, primary_metric=HOSTILE, is_minimized=True).to_html()
+    found = PageReader()
+    found.feed(page)
+    assert not found.tags & {"script", "img"}
+    assert not [name for name in found.attributes if name.startswith("on") or name in ("src", "href")]
+    assert page.count(html.escape(HOSTILE)) > 10
+
+
+class PageReader(HTMLParser):
+    """Notes which elements and attributes a browser would see."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: set[str] = set()
+        self.attributes: set[str] = set()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.attributes.update(name for name, _ in attrs)
 
 
 def test_a_fan_out_without_a_finished_trial_has_a_report_too() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import resource
 import signal
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from health_ml.checkpoints.inspect import verify
 from health_ml.errors import OutputError
 from health_ml.training.checkpoint_io import AtomicCheckpointIO, write_checkpoint
 
@@ -94,13 +96,42 @@ def test_link_is_replaced_not_followed(tmp_path: Path) -> None:
     assert torch.load(tmp_path / "last.ckpt", weights_only=True) == {"epoch": 2}
 
 
-def test_leftovers_of_a_killed_process_are_removed(tmp_path: Path) -> None:
-    (tmp_path / ".last.ckpt.12345.tmp").write_bytes(b"half a file")
-    (tmp_path / ".other.ckpt.12345.tmp").write_bytes(b"of another checkpoint")
+def test_leftovers_of_killed_processes_are_removed_and_those_of_living_ones_stay(tmp_path: Path) -> None:
+    (tmp_path / ".checkpoint-12345.tmp").write_bytes(b"half a file")
+    with (tmp_path / ".checkpoint-54321.tmp").open("wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
 
-    write_checkpoint({"epoch": 1}, tmp_path / "last.ckpt")
+        write_checkpoint({"epoch": 1}, tmp_path / "epoch=1.ckpt")
 
-    assert sorted(os.listdir(tmp_path)) == [".other.ckpt.12345.tmp", "last.ckpt"]
+    assert sorted(os.listdir(tmp_path)) == [".checkpoint-54321.tmp", "epoch=1.ckpt"]
+
+
+@pytest.mark.parametrize("name", ["x" * 250 + ".ckpt", "a b'\"\n.ckpt", "Ünïcødé-😀.ckpt", "-rf.ckpt", "%s{0}.ckpt"])
+def test_every_name_that_the_file_system_takes(tmp_path: Path, name: str) -> None:
+    write_checkpoint({"epoch": 1}, tmp_path / name)
+
+    assert os.listdir(tmp_path) == [name]
+    verify(tmp_path / name)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small file system")
+def test_a_file_system_that_is_really_full_keeps_the_previous_file(tmp_path: Path) -> None:
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"cannot mount here: {mounted.stderr.decode().strip()}")
+    try:
+        path = folder / "last.ckpt"
+        write_checkpoint({"epoch": 1, "weights": torch.zeros(50_000)}, path)
+        with pytest.raises(OutputError, match=r"last\.ckpt: No space left on device\. The previous file is unchanged"):
+            write_checkpoint({"epoch": 2, "weights": torch.zeros(250_000)}, path)
+        assert os.listdir(folder) == ["last.ckpt"]
+        verify(path)
+        assert torch.load(path, weights_only=True)["epoch"] == 1
+        del path
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
 
 
 WRITER = """

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import io
+import pickle
+import sys
+import zipfile
 from argparse import Namespace
 from collections import OrderedDict
+from datetime import date
 from enum import Enum, IntEnum
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
+import param
 import pytest
 import torch
 
-from health_ml.training.plain_values import is_plain, plain_value, with_plain_hyperparameters
+from health_ml.checkpoints.parser import CheckpointParser
+from health_ml.training.checkpoint_io import AtomicCheckpointIO
+from health_ml.training.plain_values import harmless_classes, is_plain, plain_value, with_plain_hyperparameters
 
 
 class Size(Enum):
@@ -22,6 +29,15 @@ class Size(Enum):
 
 class Level(IntEnum):
     HIGH = 3
+
+
+class Settings(param.Parameterized):
+    rate = param.Number(0.5)
+    size = param.ClassSelector(class_=Size, default=Size.SMALL)
+    data = param.ClassSelector(class_=Path, default=Path("/data"))
+    day = param.CalendarDate(date(2026, 1, 2))
+    span = param.Range((0, 1))
+    source = param.ClassSelector(class_=CheckpointParser, default=CheckpointParser("https://h/a.ckpt?sig=abc"))
 
 
 @pytest.mark.parametrize(
@@ -41,6 +57,18 @@ class Level(IntEnum):
         (frozenset({1}), {1}),
         ([1, 2.5, None, "x", True, b"y"], [1, 2.5, None, "x", True, b"y"]),
         (torch.Size([2, 3]), torch.Size([2, 3])),
+        (date(2026, 1, 2), "2026-01-02"),
+        (
+            Settings(),
+            {
+                "data": "/data",
+                "day": "2026-01-02",
+                "rate": 0.5,
+                "size": ("small", "/x"),
+                "source": "https://h/a.ckpt?sig=***",
+                "span": (0, 1),
+            },
+        ),
     ],
 )
 def test_plain_values_survive_the_safe_loader(value: Any, plain: Any) -> None:
@@ -84,3 +112,40 @@ def test_one_warning_about_what_has_no_plain_form(caplog: pytest.LogCaptureFixtu
     [warning] = [entry.getMessage() for entry in caplog.records]
     assert "'encoder_of_this_test' is a object" in warning
     assert "save_hyperparameters(ignore=['encoder_of_this_test'])" in warning
+
+
+def test_secrets_do_not_get_into_checkpoints() -> None:
+    values = {"rate": 1, "hub_token": "abcdef", "nested": {"urls": ["https://me:pass@host/x"], "password": "p"}}
+
+    plain = with_plain_hyperparameters({"hyper_parameters": values})["hyper_parameters"]
+
+    assert plain == {"rate": 1, "hub_token": "***", "nested": {"urls": ["https://***@host/x"], "password": "***"}}
+    assert values["hub_token"] == "abcdef"
+
+
+def test_harmless_classes_are_those_of_plain_values(tmp_path: Path) -> None:
+    path = tmp_path / "foreign.ckpt"
+    content = {"size": Size.SMALL, "level": Level.HIGH, "path": Path("/p"), "all": Namespace(a=1), "no": Settings()}
+    torch.save(content, path)
+    with pytest.raises(pickle.UnpicklingError, match="Weights only load failed") as caught:
+        torch.load(path, weights_only=True)
+
+    found = harmless_classes(path, caught.value)
+
+    assert {class_.__name__ for class_, _ in found} == {"Size", "Level", type(Path()).__name__, "Namespace"}
+    del content["no"]
+    torch.save(content, path)
+    assert AtomicCheckpointIO().load_checkpoint(path, weights_only=True) == content
+
+
+def test_no_module_is_imported_to_find_a_class(tmp_path: Path) -> None:
+    path = tmp_path / "foreign.ckpt"
+    pickled = pickle.dumps({"epoch": 1}, 2)[:-2] + b"cthis_module_would_run_code\nMode\n."
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x/data.pkl", pickled)
+        archive.writestr("x/version", "3\n")
+
+    assert harmless_classes(path, pickle.UnpicklingError("GLOBAL this_module_would_run_code.Mode was not")) == []
+    with pytest.raises(pickle.UnpicklingError, match="this_module_would_run_code"):
+        AtomicCheckpointIO().load_checkpoint(path, weights_only=True)
+    assert "this_module_would_run_code" not in sys.modules

@@ -11,7 +11,7 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 from pytorch_lightning.core.saving import save_hparams_to_yaml
 from pytorch_lightning.loggers import TensorBoardLogger
 
-from health_ml.training.plain_values import plain_value
+from health_ml.training.plain_values import masked_values, plain_value
 
 if TYPE_CHECKING:
     from health_ml.records.record import RunRecord
@@ -95,7 +95,7 @@ class RunLogger(TensorBoardLogger):
             super().log_hyperparams(params, metrics, step)
             return
         values = vars(params) if isinstance(params, Namespace) else params
-        plain = plain_value(dict(values or {}))
+        plain = masked_values(plain_value(dict(values or {})))
         self.hparams.update(plain)
         if plain:
             self.record.log_hyperparameters(plain)
