@@ -185,8 +185,11 @@ def get_content_information(cloud: Cloud, request: Request) -> Answer:
 def list_content_information(cloud: Cloud, request: Request) -> Answer:
     job, prefix = find_job(cloud, request.parameters["run"]), request.query.get("path", "")
     names = [name for name in artifact_names(cloud, job) if name.startswith(prefix)]
-    return Answer({"value": [{**_artifact(job, name), "contentUri": blob_address(cloud, job, name)} for name in names],
-                   "continuationToken": None})  # fmt: skip
+    start = int(request.query.get("continuationToken", 0))
+    page = names[start : start + cloud.page_size]
+    following = start + len(page)
+    return Answer({"value": [{**_artifact(job, name), "contentUri": blob_address(cloud, job, name)} for name in page],
+                   "continuationToken": str(following) if following < len(names) else None})  # fmt: skip
 
 
 @routes.add("POST", RUN + "/artifacts/batch/metadata", RUN_BY_ID + "/artifacts/batch/metadata")

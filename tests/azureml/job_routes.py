@@ -39,6 +39,7 @@ def put_job(cloud: Cloud, request: Request) -> Answer:
         job = cloud.state.jobs.get(name)
         if job is None:
             _check_references(cloud, body)
+            _check_limits(body)
             job = Job(name, body, api_version=request.query.get("api-version", ""))
             job.properties = _first_properties(job)
             cloud.state.jobs[name] = job
@@ -51,6 +52,16 @@ def put_job(cloud: Cloud, request: Request) -> Answer:
         answer["properties"]["tags"] = _tags(job)
     location = f"{ARM}{cloud.workspace.prefix}/jobs/{name}?api-version={request.query.get('api-version')}"
     return Answer(answer, 201, {"Location": location})
+
+
+def _check_limits(body: dict[str, Any]) -> None:
+    """Refuses what the service's page on limits does not allow."""
+    tags = body.get("tags") or {}
+    texts = {**tags, **(body.get("properties") or {})}
+    if len(tags) > 50 or any(len(name) > 100 or len(str(text)) > 1000 for name, text in texts.items()):
+        raise bad_request("There are more than 50 tags, or a name or value of one is too long.")
+    if len(body.get("displayName") or "") > 255:
+        raise bad_request("The display name is too long.")
 
 
 def _first_properties(job: Job) -> dict[str, str]:

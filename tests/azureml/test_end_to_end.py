@@ -193,6 +193,9 @@ def test_other_jobs(
     assert [run.status for run in runs] == ["Completed"] * count
     losses = [metrics_of(azureml, run)["val/loss"] for run in runs]
     assert len(set(losses)) == count, "each trial is another training"
+    status = invoke([f"--status={name[1]}", "--cluster=azureml"], folder=project)
+    listed = re.findall(r"  trial     (\S+): FINISHED", status.stdout)
+    assert listed == ([run.name for run in runs] if count > 1 else [])
     check_inference(azureml, runs[-1], project, *inference, rounding=rounding)
 
 

@@ -210,6 +210,7 @@ def test_a_large_grid_becomes_several_jobs(himl: Himl, azureml: AzureML) -> None
     assert shown.count('"maxTotalTrials": 1000') == 3
     run = himl(*arguments)
     assert run.exit_code == 0, run.stderr
+    assert "3000 trials in 3 jobs of random_seed, tag." in run.stderr
     jobs = [azureml.state.jobs[name] for name in re.findall(r"Submitted run (\S+) to azureml", run.stdout)]
     assert [job.body["displayName"] for job in jobs] == ["Small (1 of 3)", "Small (2 of 3)", "Small (3 of 3)"]
     assert [job.body["limits"]["maxConcurrentTrials"] for job in jobs] == [3, 3, 3]
@@ -480,15 +481,16 @@ def test_an_image_that_azureml_builds(project: Path, himl: Himl, azureml: AzureM
     context.mkdir()
     (context / "Dockerfile").write_text("FROM ubuntu\n")
     (context / "ignored.txt").write_text("ignored")
-    (context / "kept.pyc").write_text("kept")
-    (context / ".amlignore").write_text("ignored.txt\n!*.pyc\n")
+    (context / "outputs").mkdir()
+    (context / "outputs" / "model.ckpt").write_text("a job would not get this, an image does")
+    (context / ".amlignore").write_text("ignored.txt\n")
     submitted(himl("--docker_build_context=docker"), azureml)
     submitted(himl("--docker_build_context=docker"), azureml)
     (registered,) = azureml.received("PUT", "*/environments/*")
     uri = registered.body["properties"]["build"]["contextUri"]
     container, prefix = re.search(r"windows.net[^/]*/([^/]+)/(.+?)/?$", uri).groups()  # type: ignore[union-attr]
     sent = {name.removeprefix(f"{prefix}/") for name in azureml.azurite.names(container, prefix)}
-    assert sent == {".amlignore", "Dockerfile", "kept.pyc"}
+    assert sent == {".amlignore", "Dockerfile", "outputs/model.ckpt"}
     (context / ".env").write_text("PASSWORD=x")
     refused = himl("--docker_build_context=docker")
     assert refused.exit_code != 0

@@ -43,7 +43,7 @@ logger = logging.getLogger(__name__)
 CODES_API = "2023-04-01"
 BLOB_API = "2021-08-06"
 HASH_VERSION = "202208"
-"""Version of the hash that the SDK has; the service compares texts, and ours is longer than any of the SDK's."""
+"""Version of the hash that the SDK has. The service compares texts; ours is of other content than the SDK's."""
 VERSION = "1"
 WORKERS = 16
 BLOCK_BYTES = 8 << 20

@@ -19,7 +19,7 @@ from health_ml.errors import PlanError, did_you_mean
 from health_ml.planning.conda import complete_environment
 from health_ml.planning.datasets import LATEST
 from health_ml.planning.plan import PlannedSoftware
-from health_ml.planning.snapshot import hash_cache_folder, take_snapshot
+from health_ml.planning.snapshot import hash_cache_folder, take_context_snapshot
 
 if TYPE_CHECKING:
     from azure.ai.ml import MLClient
@@ -115,7 +115,7 @@ def _staged(environment: JobEnvironment) -> Iterator[JobEnvironment]:
         yield environment
         return
     source = Path(environment.build_context)
-    snapshot = take_snapshot(source, cache_folder=hash_cache_folder(process_environment()))
+    snapshot = take_context_snapshot(source, cache_folder=hash_cache_folder(process_environment()))
     if context_name(snapshot.content_hash) != environment.name:
         raise PlanError(f"--docker_build_context: files in {source} have just changed.", "Submit the job again.")
     with TemporaryDirectory(prefix="himl-context-") as folder:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
+from health_ml.azure.logs import FINAL_STATUSES
 from health_ml.azure.sweep_body import seconds_of
 from health_ml.errors import RunNotFoundError
 
@@ -80,7 +81,8 @@ def cancel_job(client: MLClient, name: str) -> None:
     try:
         client.jobs.begin_cancel(name, polling=False)  # otherwise a thread asks for minutes whether it is done
     except HttpResponseError as error:
-        if error.status_code != 400:  # the answer for a job that has ended meanwhile
+        # The answer for a job that has ended meanwhile, among others.
+        if error.status_code != 400 or client.jobs.get(name).status not in FINAL_STATUSES:
             raise
 
 

@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 POLL_SECONDS = 10.0
 DEFAULT_DATASTORE = "workspaceblobstore"
 """The datastore in the storage account in which AzureML keeps code."""
-CANCEL_SECONDS = 120.0
+CANCEL_SECONDS = 30.0
 """How long ``cancel`` waits for the run to end; AzureML gives a job minutes to save what it has."""
 
 
@@ -81,6 +81,15 @@ class AzureMLRunHandle(RunHandle):
         with account.errors("The status of the run cannot be found"), RunHistory.of_client(account.client) as history:
             # The history knows trials as well as jobs, in one request.
             return _STATUSES.get(history.run(self.run_id).status, RunStatus.RUNNING)
+
+    def trials(self) -> list[tuple[str, RunStatus]]:
+        """Returns the trials of a sweep in the order of their numbers."""
+        from health_ml.azure.history import RunHistory
+
+        account = self._account
+        with account.errors("The trials cannot be listed"), RunHistory.of_client(account.client) as history:
+            children = history.children(history.run(self.run_id))
+        return [(child.run_id, _STATUSES.get(child.status, RunStatus.RUNNING)) for child in children]
 
     def stream(self, write: Callable[[str], object]) -> None:
         """Hands every line of the job's logs to ``write``, from the beginning, until it has ended."""

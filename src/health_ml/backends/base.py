@@ -60,6 +60,10 @@ class RunHandle(ABC):
         """Returns what a user wants to know about where the run is, by a word for each: folder, page and so on."""
         return {}
 
+    def trials(self) -> list[tuple[str, RunStatus]]:
+        """Returns the ids of the trials of a fan-out, and how each stands, as far as the back end knows them."""
+        return []
+
     @abstractmethod
     def status(self) -> RunStatus:
         """Returns how the run stands now."""

@@ -11,7 +11,7 @@ from health_ml.experiment_config import ExperimentConfig, InteractiveService
 from health_ml.planning.conda import find_environment_file, read_environment_file
 from health_ml.planning.plan import PlannedCompute, PlannedSoftware
 from health_ml.planning.secret_files import check_secret_files
-from health_ml.planning.snapshot import take_snapshot
+from health_ml.planning.snapshot import take_context_snapshot
 from health_ml.settings import CONDA_ENVIRONMENT_FILE, RUNNER_DISTRIBUTION
 from health_ml.version import __version__
 
@@ -117,6 +117,6 @@ def _context_hash(config: ExperimentConfig, cache_folder: Path) -> str:
     folder = Path(config.docker_build_context or "")
     if not (folder / DOCKERFILE).is_file():
         raise PlanError(f"--docker_build_context: {folder} has no file {DOCKERFILE}.", "Give the folder that has it.")
-    snapshot = take_snapshot(folder, cache_folder=cache_folder)
+    snapshot = take_context_snapshot(folder, cache_folder=cache_folder)
     check_secret_files(folder, snapshot.files, allowed=config.allow_secret_files)
     return snapshot.content_hash

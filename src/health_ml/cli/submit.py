@@ -46,12 +46,22 @@ def submit_job(parsed: ParsedCommand, place: Place, *, write: Write, early: Earl
         backend = early.backend if early is not None and fits else _backend(parsed, place)
         plan, git_state = _plan_with_snapshot(parsed, place, backend, is_stored=True)
         plans = split_plan(plan, backend.max_trials)
+        _tell_trials(plan, len(plans))
         handles = _submit_all(backend, [backend.render(part) for part in plans], git_state)
     for handle in handles:
         write(submitted_text(handle, backend, output_to=parsed.container.output_to))
     if not parsed.experiment_config.wait_for_completion:
         return 0
     return max(follow(handle, write, output_to=parsed.container.output_to) for handle in handles)
+
+
+def _tell_trials(plan: JobPlan, jobs: int) -> None:
+    """Says how much a fan-out is, before it costs anything."""
+    if plan.search_space is not None:
+        where = f" in {jobs} jobs" if jobs > 1 else ""
+        logger.info(
+            "%d trials%s of %s.", plan.search_space.trial_count, where, ", ".join(plan.search_space.parameter_names)
+        )
 
 
 def _submit_all(backend: Backend, requests: Sequence[Request], git_state: GitState | None) -> list[RunHandle]:

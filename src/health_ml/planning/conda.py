@@ -15,6 +15,8 @@ _NAME = re.compile(r"\s*(?:[\w.-]+::)?([A-Za-z0-9][A-Za-z0-9._-]*)")
 _PIN = re.compile(r"\s*[A-Za-z0-9][A-Za-z0-9._-]*\s*(?:\[[^\]]*\])?\s*==\s*([^\s;,]+)\s*(?:;.*)?")
 _CONDA_NAMES = {"pytorch": "torch", "pytorch-gpu": "torch", "pytorch-cpu": "torch"}
 """Conda packages with another name than the distribution that they bring."""
+OLDEST_PYTHON = 10
+_OLD_PYTHON = re.compile(rf"python\s*={{1,2}}\s*(?:2|3\.[0-{OLDEST_PYTHON - 1}])(?:\.[\d.*]+)?$")
 _FILE_OPTIONS = ("-r", "--requirement", "-c", "--constraint", "-e", "--editable")
 _PLACE_OPTION = re.compile(r"(?:-f|--find-links|-i|--index-url|--extra-index-url)[ =]*(.*)")
 
@@ -50,6 +52,12 @@ def read_environment_file(path: Path) -> str:
         reason = getattr(error, "strerror", None) or "it is no UTF-8 text"
         raise PlanError(f"The Conda environment file {path} cannot be read: {reason}.", "Check --conda_env.") from error
     problems = [problem for entry in _pip_entries(_parsed(text, path)) if (problem := _pip_problem(entry))]
+    too_old = [match[0] for entry in _conda_entries(_parsed(text, path)) if (match := _OLD_PYTHON.match(entry))]
+    if too_old:
+        raise PlanError(
+            f"{path} asks for {too_old[0]}, and himl-runner needs Python 3.{OLDEST_PYTHON} or newer.",
+            f"Write python=3.{OLDEST_PYTHON} or newer there.",
+        )
     if problems:
         raise PlanError(
             f"The pip section of {path} cannot work in AzureML, where there is nothing but this file: "

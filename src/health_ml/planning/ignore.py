@@ -151,7 +151,7 @@ class IgnoreRules:
         elif not taken_back.is_catch_all:
             return _TAKEN_BACK
         pattern = self._defaults.match(name, path, is_folder=is_folder)
-        return _TRAVELS if pattern is None else Verdict(pattern.rule)
+        return _TRAVELS if pattern is None or pattern.is_negated else Verdict(pattern.rule)
 
     def marker(self, path: str, names: Container[str]) -> IgnoreRule | None:
         """Returns the rule for a folder that is recognised by what it holds, or None for an ordinary folder.

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from health_ml.errors import SnapshotError
 from health_ml.planning.file_hashes import HashedFile, hash_files
+from health_ml.planning.ignore import DEFAULT_PATTERNS
 from health_ml.planning.tree_walk import FoundFile, TreeListing, shown_path, walk_tree
 from health_ml.settings import CACHE_FOLDER, ENV_XDG_CACHE_HOME, SNAPSHOT_CACHE_FOLDER, SNAPSHOT_STORE_FOLDER
 
@@ -121,6 +122,15 @@ def take_snapshot(
     check_size(listing.files, max_snapshot_mb=max_snapshot_mb)
     hashed = hash_files(folder.resolve(), listing.files, cache_folder=cache_folder)
     return Snapshot(tuple(_as_snapshot_file(file) for file in hashed))
+
+
+def take_context_snapshot(folder: Path, *, cache_folder: Path | None = None) -> Snapshot:
+    """Returns the files of a Dockerfile's folder: all that no rule of the user leaves out, also what no job would need.
+
+    :raises SnapshotError: With every path that cannot travel.
+    """
+    everything = tuple(f"!{pattern}" for pattern in DEFAULT_PATTERNS)
+    return take_snapshot(folder, cache_folder=cache_folder, extra_patterns=everything)
 
 
 def list_tree(folder: Path, *, extra_patterns: tuple[str, ...] = ()) -> TreeListing:

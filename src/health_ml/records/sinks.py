@@ -289,17 +289,21 @@ def numeric_parameters(record_folder: Path) -> list[Point]:
     """
     run = read_document(record_folder / f"{RECORD_RUN_DOCUMENT}.json")
     config = read_document(record_folder / f"{RECORD_CONFIG_DOCUMENT}.json")
-    values = dict(run.get("seeds") or {})
-    values.update({name: entry.get("value") for name, entry in config.items() if entry.get("source") != "default"})
+    chosen = {name: entry for name, entry in config.items() if entry.get("source") != "default"}
+    # There is not room for many: what was given to this run says more than what its container always sets.
+    names = sorted(chosen, key=lambda name: (str(chosen[name].get("source")).startswith("container"), name))
+    values = {**(run.get("seeds") or {}), **{name: chosen[name].get("value") for name in names}}
     numbers = {
         name: float(value)
         for name, value in values.items()
         if isinstance(value, (int, float)) and not isinstance(value, bool)
     }
+    if len(numbers) > MAX_NUMERIC_PARAMETERS:
+        logger.info("No metric for the parameters %s.", ", ".join(list(numbers)[MAX_NUMERIC_PARAMETERS:]))
     timestamp = int(float(run.get("created") or 0) * 1000)
     return [
         Point(clean_name(f"{PARAMETER_METRICS}/{name}"), value, timestamp, 0)
-        for name, value in sorted(numbers.items())[:MAX_NUMERIC_PARAMETERS]
+        for name, value in list(numbers.items())[:MAX_NUMERIC_PARAMETERS]
     ]
 
 

@@ -93,6 +93,21 @@ def test_pip_sections_that_cannot_work(tmp_path: Path, entry: str, problem: str)
         read_environment_file(path)
 
 
+@pytest.mark.parametrize("entry", ["python=3.8", "python==3.9.1", "python = 2.7", "python=3.9.*"])
+def test_versions_of_python_that_are_too_old(tmp_path: Path, entry: str) -> None:
+    path = tmp_path / "environment.yml"
+    path.write_text(yaml.safe_dump({"dependencies": [entry, {"pip": ["torch"]}]}))
+    with pytest.raises(PlanError, match=rf"asks for {entry}, and himl-runner needs Python 3\.10".replace("*", r"\*")):
+        read_environment_file(path)
+
+
+@pytest.mark.parametrize("entry", ["python=3.10", "python>=3.8", "python", "python=3.13.1", "python-dateutil=2.9"])
+def test_versions_of_python_that_work(tmp_path: Path, entry: str) -> None:
+    path = tmp_path / "environment.yml"
+    path.write_text(yaml.safe_dump({"dependencies": [entry]}))
+    assert entry in read_environment_file(path)
+
+
 @pytest.mark.parametrize("entry", ["torch", "mine @ https://example.com/mine.whl", "git+https://example.com/x.git",
                                    "-e git+https://example.com/x.git#egg=x", "--index-url=https://x",
                                    "-f https://example.com/wheels.html", "https://example.com/mine.whl"])  # fmt: skip
