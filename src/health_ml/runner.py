@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import io
 import os
 import sys
@@ -114,6 +115,7 @@ def _run_program(program: Callable[[], int]) -> None:
         if isinstance(stream, io.TextIOWrapper):  # names of files may hold what the terminal cannot show
             stream.reconfigure(errors="backslashreplace")
     code = program()
+    gc.freeze()  # at its end, the interpreter would search all that was imported for something to free
     try:
         sys.stdout.flush()
     except OSError as error:
@@ -359,12 +361,14 @@ def _console_log() -> AbstractContextManager[None]:
     if not os.environ.get("AZUREML_RUN_ID"):
         return nullcontext()
     from health_ml.cli.console_log import console_log
+    from health_ml.cli.surroundings import check_surroundings
     from health_ml.environment import RunEnvironment
 
     try:
         environment = RunEnvironment.from_env(os.environ)
+        check_surroundings(environment)
     except HimlError:  # it is said when the command line is run
-        environment = RunEnvironment()
+        return nullcontext()
     return console_log(Path.cwd(), environment)
 
 

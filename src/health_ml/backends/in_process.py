@@ -11,14 +11,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from health_ml.backends.azureml_job import JobFacts, enter_job, show_display_name, stored_files
+from health_ml.backends.azureml_job import JobFacts, enter_job, show_display_name
 from health_ml.backends.checks import check_before_start
+from health_ml.backends.final_checks import problem_of_results
 from health_ml.backends.local_data import provide_datasets
 from health_ml.backends.run_facts import ProvenanceThread, RunDocument, run_facts, write_config
 from health_ml.backends.run_folder import create_run_paths
 from health_ml.deep_learning_config import RunPaths
 from health_ml.environment import RunEnvironment, environment_variables, process_environment, restored_environment
-from health_ml.errors import EXIT_FAILED, EXIT_USAGE, ContainerError, HimlError, RegressionTestError, exiting_with
+from health_ml.errors import EXIT_FAILED, EXIT_USAGE, ContainerError, HimlError, exiting_with
 from health_ml.experiment_config import DebugDDPOptions, ExperimentConfig, RunnerMode
 from health_ml.lightning_container import LightningContainer
 from health_ml.planning.dataset_inputs import input_variables, output_folders
@@ -220,17 +221,6 @@ class _Run:
         finally:
             set_debug_level_from_env()
 
-    def difference_from_expected_results(self, metrics: Mapping[str, float]) -> RegressionTestError | None:
-        """Returns what differs between the outputs and the folder of expected results, if there is one.
-
-        Before that, it writes the metrics to compare.
-        """
-        try:
-            self._compare_with_expected_results(metrics)
-        except RegressionTestError as error:
-            return error
-        return None
-
     def interrupted(
         self, interruption: RunInterrupted, metrics: dict[str, float], messages: Sequence[str]
     ) -> RunResult:
@@ -238,21 +228,6 @@ class _Run:
         last = self.paths.checkpoints / LAST_CHECKPOINT
         outcome = RunOutcome(metrics, checkpoint=last if last.is_file() else None, messages=tuple(messages))
         return self.result(interruption.status, outcome)
-
-    def _compare_with_expected_results(self, metrics: Mapping[str, float]) -> None:
-        if self.container.regression_metrics:
-            from health_ml.training.regression import write_regression_metrics
-
-            write_regression_metrics(self.container.regression_metrics, metrics, self.paths.outputs)
-        folder = self.container.regression_test_folder
-        # The expected results of a cross-validation are those of its first fold.
-        if folder is None or (self.container.is_running_crossval and self.container.crossval_index):
-            return
-        from health_ml.training.regression import compare_folders_and_run_outputs  # few runs need it
-
-        tolerance = self.container.regression_test_csv_tolerance
-        with stored_files(self.job, process_environment()) as (run, parent):
-            compare_folders_and_run_outputs(folder, self.paths.outputs, tolerance, run=run, parent_run=parent)
 
     def without_record(self) -> RunResult:
         """Runs as one of the processes that help the first one; that one writes down how the run went."""
@@ -322,7 +297,9 @@ class _RecordedRun:
                 runner.on_rank_failed = self._note_failed_rank
                 runner.on_model_created = lambda: check_effective(self._run.container, sources)
                 outcome = runner.run()
-                problem = self._run.difference_from_expected_results(outcome.metrics)
+                problem = problem_of_results(
+                    self._run.container, self._run.paths.outputs, outcome.metrics, job=self._run.job
+                )
                 self._guard.start_deferring()
             except RunInterrupted as interruption:
                 messages = self._close(interruption.status, str(interruption))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from health_ml.errors import RunNotFoundError, did_you_mean
 from health_ml.planning.fan_out_folder import find_trial_folder
 from health_ml.settings import OUTPUTS_FOLDER
+
+_IN_AZUREML = re.compile(r"[a-z0-9_-]+_\d{8}t\d{6}z_[0-9a-f]{8}(_\d+)?")
 
 _NEWEST_RUNS_TO_NAME = 3
 _LONGEST_NAME = 255
@@ -49,6 +52,11 @@ def find_run_folder(run_id: str, project_root: Path, output_to: Path | None = No
     raise RunNotFoundError(f"There is no run '{run_id}' in {searched}.", _way_out(run_id, list(_run_folders(stores))))
 
 
+def is_id_in_azureml(run_id: str) -> bool:
+    """True if the id has the form of those that jobs in AzureML get."""
+    return _IN_AZUREML.fullmatch(run_id) is not None
+
+
 def is_plain_name(name: str) -> bool:
     """True if the name can be that of one folder: not empty or too long, no separators, neither ``.`` nor ``..``."""
     is_short = len(name.encode("utf-8", "surrogatepass")) <= _LONGEST_NAME
@@ -62,6 +70,8 @@ def _run_folders(stores: tuple[Path, ...]) -> Iterator[Path]:
 
 
 def _way_out(run_id: str, runs: list[Path]) -> str:
+    if is_id_in_azureml(run_id):
+        return "This is the id of a job in AzureML: add --cluster=azureml."
     if not runs:
         return "No run has been stored there yet; start the command in the folder where the run was started."
     suggestion = did_you_mean(run_id, [run.name for run in runs])
