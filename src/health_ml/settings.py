@@ -53,6 +53,10 @@ AUTOSAVE_CHECKPOINT = AUTOSAVE_CHECKPOINT_STEM + CHECKPOINT_SUFFIX
 # --- files of the record (DESIGN: the record) ----------------------------------------------------------------------
 RECORD_METRICS_FILE = "metrics.jsonl"
 RECORD_STATUS_FILE = "status.jsonl"
+RECORD_ATTEMPTS_FILE = "attempts.jsonl"
+"""One line for each start of the training: the checkpoint that it continues from, and the metrics that it replaces."""
+RECORD_RUN_LOCK_FILE = "run.lock"
+"""Locked by the first process of the run as long as it lives, and says which process that is."""
 RECORD_HYPERPARAMETERS_FILE = "hyperparameters.jsonl"
 RECORD_TAGS_FILE = "tags.jsonl"
 RECORD_RUN_DOCUMENT = "run"

@@ -6,14 +6,15 @@ import logging
 import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from health_ml.backends.checks import check_before_start
-from health_ml.backends.run_facts import ProvenanceThread, RunDocument, run_facts, write_config
+from health_ml.backends.run_facts import ProvenanceThread, RunDocument, current_attempt, run_facts, write_config
 from health_ml.backends.run_folder import create_run_paths
+from health_ml.backends.run_lock import run_lock
 from health_ml.deep_learning_config import RunPaths
 from health_ml.environment import RunEnvironment, environment_variables, process_environment, restored_environment
 from health_ml.errors import EXIT_FAILED, EXIT_USAGE, ContainerError, HimlError, RegressionTestError, exiting_with
@@ -82,11 +83,15 @@ def run_in_process(
             container.model_name, environment=environment, project_root=project_root, output_to=container.output_to
         )
     container.set_run_paths(paths)
-    run = _Run(experiment_config, container, environment, project_root, argv, waiting_mirror, plan)
-    with restored_environment(), run.variables(), quiet_libraries():
+    with ExitStack() as stack:
         if environment.is_global_rank_zero:
-            return run.with_record(sources)
-        return run.without_record()
+            stack.enter_context(run_lock(paths.record))
+            environment = replace(environment, attempt=current_attempt(paths.record, environment))
+        run = _Run(experiment_config, container, environment, project_root, argv, waiting_mirror, plan)
+        stack.enter_context(restored_environment())
+        stack.enter_context(run.variables())
+        stack.enter_context(quiet_libraries())
+        return run.with_record(sources) if environment.is_global_rank_zero else run.without_record()
 
 
 class _Run:
