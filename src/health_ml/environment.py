@@ -16,9 +16,12 @@ from health_ml.errors import ArgumentsError
 from health_ml.settings import (
     ENV_ATTEMPT,
     ENV_FAN_OUT_FOLDER,
+    ENV_PARENT,
     ENV_PROJECT_ROOT,
     ENV_RUN_FOLDER,
     ENV_RUN_ID,
+    ENV_SCHEDULED_EVENTS,
+    ENV_SIMULATED_PREEMPTION,
     ENV_START_DIRECTORY,
 )
 
@@ -40,6 +43,11 @@ class RunEnvironment:
     :param fan_out_folder: Run folder of the fan-out that this run is a trial of.
     :param attempt: How often the run was restarted after a preemption.
     :param is_in_azureml: True inside an AzureML job.
+    :param parent: Id of the process without which this one is of no use, or None.
+    :param scheduled_events: ``on``, ``off`` or an address: where Azure announces that it takes the machine back. Empty:
+        on, if this is a virtual machine in Azure.
+    :param simulated_preemption: In a process that ``--simulate_preemption`` has started: where it is interrupted,
+        ``none`` for nowhere. None in any other process.
     """
 
     rank: int = 0
@@ -55,6 +63,9 @@ class RunEnvironment:
     fan_out_folder: Path | None = None
     attempt: int = 0
     is_in_azureml: bool = False
+    parent: int | None = None
+    scheduled_events: str = ""
+    simulated_preemption: str | None = None
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> RunEnvironment:
@@ -83,6 +94,9 @@ class RunEnvironment:
             fan_out_folder=_folder(environ, ENV_FAN_OUT_FOLDER),
             attempt=reader.first(ENV_ATTEMPT, default=0),
             is_in_azureml="AZUREML_RUN_ID" in environ,
+            parent=reader.first(ENV_PARENT, default=0) or None,
+            scheduled_events=environ.get(ENV_SCHEDULED_EVENTS, ""),
+            simulated_preemption=environ.get(ENV_SIMULATED_PREEMPTION) or None,
         )
         reader.raise_problems()
         return environment

@@ -16,12 +16,19 @@ ENV_FAN_OUT_FOLDER = "HIML_FAN_OUT_FOLDER"
 """Run folder of the fan-out that this run is a trial of."""
 ENV_ATTEMPT = "HIML_ATTEMPT"
 """How often the run was restarted after a preemption, starting at 0."""
+ENV_PARENT = "HIML_PARENT"
+"""Id of the process that has started this one and without which it has to end, for example as a further rank."""
+ENV_SIMULATED_PREEMPTION = "HIML_SIMULATED_PREEMPTION"
+"""Where --simulate_preemption interrupts this process, or ``none``."""
 
 # --- environment variables that the user may set -------------------------------------------------------------------
 ENV_FULL_ERROR = "HIML_FULL_ERROR"
 """Set to 1 to see tracebacks of errors that are otherwise printed as one paragraph."""
 ENV_EXPERIMENT_NAME = "HIML_EXPERIMENT_NAME"
 """Wins over ``--experiment``."""
+ENV_SCHEDULED_EVENTS = "HIML_SCHEDULED_EVENTS"
+"""``on`` or ``off``: whether to ask Azure if it takes this machine back. Default: on a virtual machine in Azure. An
+address takes the place of Azure's."""
 ENV_MLFLOW_TRACKING_URI = "MLFLOW_TRACKING_URI"
 ENV_TORCH_DISTRIBUTED_DEBUG = "TORCH_DISTRIBUTED_DEBUG"
 

@@ -32,12 +32,15 @@ from health_ml.settings import (
 from health_ml.training.distributed import child_environment
 from health_ml.training.effective import check_effective
 from health_ml.training.quiet import quiet_libraries
+from health_ml.training.parent_watch import ending_with_parent
 from health_ml.training.result import RunOutcome, RunResult
+from health_ml.training.scheduled_events import scheduled_events
 from health_ml.training.signals import RunInterrupted, SignalGuard
 from health_ml.training.user_code import describe_exception, user_code
 
 if TYPE_CHECKING:
     from health_ml.records.mirror import MirrorHandle, WaitingMirror
+    from health_ml.training.rank_launcher import RankFailure
     from health_ml.training.runner_base import RunnerBase
 
 logger = logging.getLogger(__name__)
@@ -213,7 +216,7 @@ class _Run:
         """Returns what there is of a run that a signal ended."""
         last = self.paths.checkpoints / LAST_CHECKPOINT
         outcome = RunOutcome(metrics, checkpoint=last if last.is_file() else None, messages=tuple(messages))
-        return self.result(interruption.status, outcome)
+        return replace(self.result(interruption.status, outcome), signal_number=interruption.signal_number)
 
     def _compare_with_expected_results(self, metrics: Mapping[str, float]) -> None:
         if self.container.regression_metrics:
@@ -232,10 +235,10 @@ class _Run:
         """Runs as one of the processes that help the first one; that one writes down how the run went."""
         guard = SignalGuard()
         try:
-            with guard.installed():
+            with guard.installed(), scheduled_events(self.environment), ending_with_parent(self.environment):
                 outcome = self.runner(None, guard).run()
         except RunInterrupted as interruption:
-            return self.result(interruption.status, RunOutcome({}))
+            return self.interrupted(interruption, {}, ())
         except SystemExit as error:
             raise _premature_end(error, self.container) from error
         return self.result(RunStatus.FINISHED, outcome)
@@ -289,7 +292,7 @@ class _RecordedRun:
 
     def execute(self, sources: Mapping[str, str]) -> RunResult:
         """Runs, and returns how it ended."""
-        with self._guard.installed(), exiting_with(EXIT_FAILED):
+        with self._guard.installed(), scheduled_events(self._run.environment), exiting_with(EXIT_FAILED):
             try:
                 self._open(sources)
                 runner = self._runner = self._run.runner(self._record, self._guard)
@@ -356,10 +359,9 @@ class _RecordedRun:
     def _note_forced_exit(self, interruption: RunInterrupted) -> None:
         self._record.set_status(interruption.status, f"{interruption} It was asked twice, so it exited at once.")
 
-    def _note_failed_rank(self, rank: int, code: int) -> None:
-        message = f"The process with local rank {rank} failed with exit code {code}; see its output above."
-        logger.error(message)
-        self._record.set_status(RunStatus.FAILED, message)
+    def _note_failed_rank(self, failure: RankFailure) -> None:
+        logger.error(str(failure))
+        self._record.set_status(RunStatus.FAILED, str(failure))
 
 
 def _premature_end(error: SystemExit, container: LightningContainer) -> ContainerError:

@@ -80,12 +80,12 @@ class RecordView:
 
         An attempt repeats what an earlier one did after its last checkpoint. What that one logged there is left out.
         """
-        spans = [range(*row["replaced"]) for row in self.attempts]
+        spans = [range(*row["replaced"]) for row in self.attempts if row.get("replaced")]
         return list(parse_metrics(read_rows(self.folder / RECORD_METRICS_FILE, without=spans)))
 
     @cached_property
     def attempts(self) -> list[dict[str, Any]]:
-        """One row for each start of the training: its attempt, and checkpoint, epoch and step that it continued from."""
+        """One row for each start of the training: attempt, and the checkpoint, epoch and step it continued from."""
         return read_rows(self.folder / RECORD_ATTEMPTS_FILE)
 
     @cached_property

@@ -95,9 +95,7 @@ def _get_result(result: _ResultMetric) -> State:
 
 def _make_result(trainer: Trainer, values: State, metric_object: Any) -> _ResultMetric:
     meta = _Metadata(**values["settings"], reduce_fx=_REDUCTIONS[values["reduction"]])
-    meta.sync = _Sync(
-        fn=trainer.strategy.reduce, _should=values["is_synced"], rank_zero_only=values["is_of_rank_zero"]
-    )
+    meta.sync = _Sync(fn=trainer.strategy.reduce, _should=values["is_synced"], rank_zero_only=values["is_of_rank_zero"])
     result = _ResultMetric(meta, values["is_tensor"])
     for name, tensor in values["tensors"].items():
         setattr(result, name, tensor.to(trainer.strategy.root_device))
@@ -118,7 +116,10 @@ def _metric_objects(model: LightningModule) -> Iterator[tuple[str, Metric]]:
 
 
 def _get_object(metric: Metric) -> State:
-    return {"values": {name: _copy(getattr(metric, name)) for name in metric._defaults}, "updates": metric._update_count}
+    return {
+        "values": {name: _copy(getattr(metric, name)) for name in metric._defaults},
+        "updates": metric._update_count,
+    }
 
 
 def _set_object(metric: Metric, state: State) -> None:

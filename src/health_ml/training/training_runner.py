@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from health_ml.checkpoints.recovery import find_recovery_checkpoint
 from health_ml.environment import restored_environment, working_directory
-from health_ml.errors import ArgumentsError, CheckpointError, ContainerError
+from health_ml.errors import ArgumentsError, CheckpointError, ContainerError, RankFailedError
 from health_ml.settings import LAST_CHECKPOINT
 from health_ml.training.callbacks.early_termination import EarlyTermination, add_early_termination
 from health_ml.training.callbacks.stop_on_signal import StopOnSignal
 from health_ml.training.distributed import choose_devices
-from health_ml.training.rank_launcher import RankLauncher, use_rank_launcher
+from health_ml.training.rank_launcher import RankLauncher, is_lost_connection, use_rank_launcher
 from health_ml.training.result import RunOutcome
 from health_ml.training.runner_base import RunnerBase, as_numbers
 from health_ml.training.user_code import explained_refusal, user_code
@@ -106,12 +106,22 @@ class TrainingRunner(RunnerBase):
             ):
                 self.seed()  # a data module that splits its data in setup has to split them as in the test
                 trainer.fit(self.container.model, **arguments)
+        except RuntimeError as error:
+            self._raise_cause(error)
+            raise
         finally:
             self.metrics = as_numbers(trainer.callback_metrics)
             self.guard.stop_deferring()
         self.guard.raise_if_received()
         self._has_failed = False
         return dict(self.metrics)
+
+    def _raise_cause(self, error: RuntimeError) -> None:
+        """Raises an error that names the process that has failed, if that is why this one has lost the connection."""
+        if self._launcher is None or not is_lost_connection(error):
+            return
+        if (failure := self._launcher.failed_rank()) is not None:
+            raise RankFailedError(str(failure), "The run can be continued from its checkpoint.") from error
 
     def _prepare_training(self) -> LightningDataModule:
         for method, is_mine in (

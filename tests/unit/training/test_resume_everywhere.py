@@ -64,7 +64,9 @@ def test_the_uninterrupted_run_logs_every_kind_of_row(uninterrupted: Path) -> No
     rows = metric_rows(uninterrupted)
     names = [{name for name, _ in metrics} for _, _, metrics in rows]
     assert sum("train/loss_step" in row for row in names) == EPOCHS * (TRAIN_BATCHES // 2 + 1)
-    assert sum({"train/loss_epoch", "train/spread", "group/rmse", "train/error_epoch"} <= row for row in names) == EPOCHS
+    assert (
+        sum({"train/loss_epoch", "train/spread", "group/rmse", "train/error_epoch"} <= row for row in names) == EPOCHS
+    )
 
 
 @pytest.mark.parametrize("number", range(MOMENTS))

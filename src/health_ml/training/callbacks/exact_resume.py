@@ -261,7 +261,8 @@ class ExactResume(Callback):
 
 def _moment_of(trainer: Trainer) -> str:
     """Returns whether a hook at the end of a batch or of an epoch writes the checkpoint, or an empty text."""
-    epoch, batch = trainer.fit_loop.epoch_progress.current, trainer.fit_loop.epoch_loop.batch_progress.current
+    epoch: Any = trainer.fit_loop.epoch_progress.current
+    batch: Any = trainer.fit_loop.epoch_loop.batch_progress.current
     if epoch.processed == epoch.completed + 1:
         return _EPOCH_END
     return _BATCH_END if batch.processed == batch.completed + 1 else ""
