@@ -177,7 +177,8 @@ def _run_experiment(
         return _print(render_config(complete(draft, arguments, environment=environment)))
     place = Place.of(environment, start_directory)
     is_job = bool(draft.config.cluster) and not environment.is_in_azureml
-    is_started_here = not (command.only_plans or is_job)
+    is_interrupted = bool(draft.config.simulate_preemption) and environment.simulated_preemption is None
+    is_started_here = not (command.only_plans or is_job or is_interrupted)
     with ExitStack() as stack:
         mirror, warm = None, None
         if is_started_here and draft.asks_for_several and environment.fan_out_folder is None:
@@ -189,10 +190,10 @@ def _run_experiment(
         with exiting_with(EXIT_USAGE):
             parsed = complete(draft, arguments, environment=environment)
         configure_logging(parsed.experiment_config.log_level, environment.local_rank)
-        if command.only_plans or is_job or parsed.search_space is not None:
+        if not is_started_here or parsed.search_space is not None:
             from health_ml.cli.launch import launch
 
-            return launch(parsed, command, place, is_job=is_job, warm=warm, write=_print)
+            return launch(parsed, command, place, is_job=is_job, warm=warm, environment=environment, write=_print)
         from health_ml.backends.in_process import run_in_process
         from health_ml.cli.submit import plan_for_record
 

@@ -31,8 +31,8 @@ from health_ml.settings import (
 )
 from health_ml.training.distributed import child_environment
 from health_ml.training.effective import check_effective
-from health_ml.training.quiet import quiet_libraries
 from health_ml.training.parent_watch import ending_with_parent
+from health_ml.training.quiet import quiet_libraries
 from health_ml.training.result import RunOutcome, RunResult
 from health_ml.training.scheduled_events import scheduled_events
 from health_ml.training.signals import RunInterrupted, SignalGuard
@@ -292,7 +292,12 @@ class _RecordedRun:
 
     def execute(self, sources: Mapping[str, str]) -> RunResult:
         """Runs, and returns how it ended."""
-        with self._guard.installed(), scheduled_events(self._run.environment), exiting_with(EXIT_FAILED):
+        environment = self._run.environment
+        with ExitStack() as stack:
+            stack.enter_context(self._guard.installed())
+            stack.enter_context(scheduled_events(environment))
+            stack.enter_context(ending_with_parent(environment))
+            stack.enter_context(exiting_with(EXIT_FAILED))
             try:
                 self._open(sources)
                 runner = self._runner = self._run.runner(self._record, self._guard)

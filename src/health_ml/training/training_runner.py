@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from health_ml.checkpoints.recovery import find_recovery_checkpoint
 from health_ml.environment import restored_environment, working_directory
 from health_ml.errors import ArgumentsError, CheckpointError, ContainerError, RankFailedError
+from health_ml.planning.preemption import NOT_INTERRUPTED, parse_preemption
 from health_ml.settings import LAST_CHECKPOINT
 from health_ml.training.callbacks.early_termination import EarlyTermination, add_early_termination
 from health_ml.training.callbacks.stop_on_signal import StopOnSignal
@@ -87,6 +88,7 @@ class TrainingRunner(RunnerBase):
         self._is_inference_distributed = self._needs_all_ranks_for_inference(trainer)
         last = self.container.checkpoint_folder / LAST_CHECKPOINT if self._has_checkpoints else None
         self._early_termination = add_early_termination(trainer, self.environment)
+        self._add_preemption(trainer)
         trainer.callbacks.append(StopOnSignal(self.guard, last))  # type: ignore[attr-defined]
         self._launcher = use_rank_launcher(
             trainer, argv=self.argv, folder=self.start_directory, on_rank_failed=self.on_rank_failed
@@ -115,6 +117,15 @@ class TrainingRunner(RunnerBase):
         self.guard.raise_if_received()
         self._has_failed = False
         return dict(self.metrics)
+
+    def _add_preemption(self, trainer: Trainer) -> None:
+        """Lets the training be interrupted, if this process was started for that."""
+        text = self.environment.simulated_preemption
+        if self.record is None or text is None or text == NOT_INTERRUPTED:
+            return
+        from health_ml.training.callbacks.preempt import Preempt
+
+        trainer.callbacks.insert(0, Preempt(parse_preemption(text), self.record))  # type: ignore[attr-defined]
 
     def _raise_cause(self, error: RuntimeError) -> None:
         """Raises an error that names the process that has failed, if that is why this one has lost the connection."""
