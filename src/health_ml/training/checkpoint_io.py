@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
@@ -40,12 +42,29 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
 
     :raises OutputError: If the file cannot be written; what was there before stays.
     """
+    _write(path, lambda file: torch.save(checkpoint, file))
+
+
+def copy_checkpoint(source: Path, path: Path) -> None:
+    """Copies a checkpoint in the local file system, all or nothing.
+
+    :raises OutputError: If it cannot be written; what was there before stays.
+    """
+
+    def copy(file: BinaryIO) -> None:
+        with source.open("rb") as original:
+            shutil.copyfileobj(original, file, 1 << 20)
+
+    _write(path, copy)
+
+
+def _write(path: Path, write: Callable[[BinaryIO], None]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(path)
         with temporary.open("wb") as file:
-            torch.save(checkpoint, file)
+            write(file)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

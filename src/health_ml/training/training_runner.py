@@ -14,6 +14,7 @@ from health_ml.planning.preemption import NOT_INTERRUPTED, parse_preemption
 from health_ml.settings import LAST_CHECKPOINT
 from health_ml.training.callbacks.early_termination import EarlyTermination, add_early_termination
 from health_ml.training.callbacks.stop_on_signal import StopOnSignal
+from health_ml.training.checkpoint_io import copy_checkpoint
 from health_ml.training.distributed import choose_devices
 from health_ml.training.rank_launcher import RankLauncher, is_lost_connection, use_rank_launcher
 from health_ml.training.result import RunOutcome
@@ -183,13 +184,24 @@ class TrainingRunner(RunnerBase):
         if self._may_have_been_restarted:
             recovered = find_recovery_checkpoint(self.container.checkpoint_folder)
             if recovered is not None:
-                return examine_checkpoint(recovered, is_trusted=True)
+                return examine_checkpoint(self._as_last_checkpoint(recovered), is_trusted=True)
         if not self.container.resume_training:
             return None
         path = self.required_source_checkpoint("--resume_training")
         start = examine_checkpoint(path, is_trusted=self.is_trusted(path))
         check_epochs_left(start, self.container)
         return start
+
+    def _as_last_checkpoint(self, recovered: Path) -> Path:
+        """Returns the checkpoint after making it ``last.ckpt``, if it is one of the user's or ``autosave.ckpt``.
+
+        It can be that of the end of the training, and then nothing would write another one.
+        """
+        last = self.container.checkpoint_folder / LAST_CHECKPOINT
+        if recovered == last or not self.environment.is_global_rank_zero:
+            return recovered
+        copy_checkpoint(recovered, last)
+        return last
 
     @property
     def _may_have_been_restarted(self) -> bool:
