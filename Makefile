@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: hello test check bench docs install clean
+.PHONY: hello test check bench faults docs install clean
 .DEFAULT_GOAL := hello
 
 $(BIN)/python:
@@ -33,6 +33,10 @@ check: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks
+
+# Two hundred interruptions, in about ten minutes; `make test` has a short part of it.
+faults: $(STAMP)
+	$(BIN)/python -m faults
 
 docs: $(STAMP)
 	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html

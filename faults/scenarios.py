@@ -14,20 +14,20 @@ from pathlib import Path
 from faults.attempts import Attempt
 from faults.trial import DDP, Scenario, Trial, is_complete
 from health_ml.errors import EXIT_FAILED, EXIT_SIGNAL_BASE, EXIT_USAGE
+from health_ml.records.lines import read_rows
 from health_ml.records.record import RunStatus
+from health_ml.settings import RECORD_ATTEMPTS_FILE, RECORD_FOLDER, RECORD_STATUS_FILE
 
 KILLED = {EXIT_SIGNAL_BASE + signal.SIGKILL: {RunStatus.KILLED}}
-_EARLY = {RunStatus.KILLED}
-"""Of a run that a signal reaches before there are handlers."""
 RANK_SECONDS = 60.0
 
 
 def stopped_by(number: signal.Signals, status: RunStatus) -> dict[int, set[RunStatus]]:
     """Returns the exit code of a signal with the statuses that are right with it.
 
-    A run that a signal reaches before it has a record keeps the status of the attempt before.
+    KILLED is right for a run that the signal reaches before it handles signals.
     """
-    return {EXIT_SIGNAL_BASE + number: {status, RunStatus.PREEMPTED, RunStatus.CANCELLED, *_EARLY}}
+    return {EXIT_SIGNAL_BASE + number: {status, RunStatus.KILLED}}
 
 
 def interrupt(trial: Trial, *numbers: signal.Signals, allowed: dict[int, set[RunStatus]]) -> bool:
@@ -35,7 +35,7 @@ def interrupt(trial: Trial, *numbers: signal.Signals, allowed: dict[int, set[Run
     usable = any(map(is_complete, trial.checkpoints))
     steps = trial.steps_logged()
     is_first = trial.status() is None
-    starts = len(_starts(trial))
+    starts, statuses = _lines(trial, RECORD_ATTEMPTS_FILE), _lines(trial, RECORD_STATUS_FILE)
     attempt = trial.start()
     moment = trial.dice.uniform(0.05, 1.0) * trial.duration
     attempt.wait_until(lambda: time.monotonic() - attempt.started > moment)
@@ -44,16 +44,14 @@ def interrupt(trial: Trial, *numbers: signal.Signals, allowed: dict[int, set[Run
         time.sleep(trial.dice.uniform(0, 0.02))
     code = attempt.wait()
     attempt.end_session()
-    if len(_starts(trial)) > starts:
+    if _lines(trial, RECORD_ATTEMPTS_FILE) > starts:
         trial.check_start(steps, is_first=is_first, has_checkpoint=usable)
-    return trial.check_end(code, allowed)
+    return trial.check_end(code, allowed, has_record=_lines(trial, RECORD_STATUS_FILE) > statuses)
 
 
-def _starts(trial: Trial) -> list[object]:
-    from health_ml.records.lines import read_rows
-    from health_ml.settings import RECORD_ATTEMPTS_FILE, RECORD_FOLDER
-
-    return list(read_rows(trial.run_folder / RECORD_FOLDER / RECORD_ATTEMPTS_FILE))
+def _lines(trial: Trial, file_name: str) -> int:
+    """Returns how many lines a file of the record has."""
+    return len(read_rows(trial.run_folder / RECORD_FOLDER / file_name))
 
 
 def again_and_again(trial: Trial, *numbers: signal.Signals, allowed: dict[int, set[RunStatus]]) -> None:

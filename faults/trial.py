@@ -119,11 +119,12 @@ class Trial:
 
     # --- checks -------------------------------------------------------------------------------------------------------
 
-    def check_end(self, code: int | None, allowed: dict[int, set[RunStatus]]) -> bool:
+    def check_end(self, code: int | None, allowed: dict[int, set[RunStatus]], *, has_record: bool = True) -> bool:
         """Returns True if an attempt was interrupted, False if it had finished before.
 
         :param code: Its exit code.
         :param allowed: The statuses that the record may have with each exit code that is right.
+        :param has_record: Whether the attempt came so far that it has written to the record.
         """
         status = self.status()
         if status is RunStatus.FINISHED and code in (0, *allowed):  # maybe interrupted when nothing was left to do
@@ -135,7 +136,7 @@ class Trial:
             self.broken(
                 "wrong exit codes", f"{code} with status {status}, expected {sorted(allowed)}: {self.last_words()}"
             )
-        elif status is not None and status not in allowed[code]:
+        elif has_record and status is not None and status not in allowed[code]:
             self.broken("wrong statuses", f"{status.value} with exit code {code}")
         return True
 
@@ -175,10 +176,12 @@ class Trial:
             return
         self.outcome.resumes += 1
         starts = read_record(self.run_folder).attempts
-        resumed = starts[-1].get("step") or 0 if starts else 0
-        if has_checkpoint and resumed == 0:
+        if not has_checkpoint or not starts:
+            return
+        resumed = starts[-1].get("step") or 0
+        if starts[-1].get("checkpoint") is None:
             self.broken("silent restarts", f"started from zero after {steps} steps")
-        if has_checkpoint:
+        else:
             self.outcome.epochs_lost = max(self.outcome.epochs_lost, (steps - resumed) / STEPS_PER_EPOCH)
 
     def steps_logged(self) -> int:

@@ -83,8 +83,8 @@ class RunRecord:
         self._first_position = self.metrics_position
 
     @classmethod
-    def create(cls, folder: Path, *, run_id: str, attempt: int = 0) -> RunRecord:
-        """Returns the record in a folder, which is made if it is missing, with the status RUNNING.
+    def create(cls, folder: Path, *, run_id: str, attempt: int = 0, status: RunStatus = RunStatus.RUNNING) -> RunRecord:
+        """Returns the record in a folder, which is made if it is missing, with a status.
 
         A record that is already there is continued.
 
@@ -98,7 +98,7 @@ class RunRecord:
         record = cls(folder, run_id=run_id, attempt=attempt)
         if not (folder / f"{RECORD_RUN_DOCUMENT}.json").exists():
             record.write_document(RECORD_RUN_DOCUMENT, {"run_id": run_id, "created": time.time()})
-        record.set_status(RunStatus.RUNNING)
+        record.set_status(status)
         return record
 
     def write_document(self, name: str, content: Any, *, has_secrets: bool = True) -> Path:
