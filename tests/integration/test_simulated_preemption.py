@@ -82,8 +82,8 @@ def test_stopped_by_the_user(tmp_path: Path) -> None:
     ("flags", "message"),
     [
         (("--simulate_preemption=soon",), "'soon' is neither a moment nor a signal"),
-        (("--simulate_preemption=epoch:3",), "The training has 3 epochs|the training has 3 epochs"),
-        (("--simulate_preemption=step:1", "--pl_fast_dev_run=True"), "keeps no checkpoints"),
+        (("--simulate_preemption=epoch:3",), "the training has 3 epochs"),
+        (("--simulate_preemption=step:1", "--pl_fast_dev_run=1"), "keeps no checkpoints"),
         (("--simulate_preemption=step:1", "--run_inference_only"), "which does not train"),
         (("--simulate_preemption=step:1", "--different_seeds=2"), "no effect on the trials of a fan-out"),
         (("--simulate_preemption=step:1", "--cluster=memory"), "works on this machine only"),
@@ -92,5 +92,5 @@ def test_stopped_by_the_user(tmp_path: Path) -> None:
 def test_what_makes_no_sense(flags: tuple[str, ...], message: str, tmp_path: Path) -> None:
     refused = invoke([*HELLO, *flags], folder=tmp_path)
     assert refused.exit_code == 2
-    assert any(part in refused.stderr for part in message.split("|")), refused.stderr
+    assert message in refused.stderr
     assert not (tmp_path / "outputs").exists()
