@@ -122,7 +122,7 @@ class Campaign:
 
     def _start(self, kind: str, number: int, folder: Path) -> int:
         """Returns the id of a process that does a trial and writes what it has found."""
-        is_distributed = kind == "dead rank"
+        is_distributed = kind in ("dead rank", "two processes")
         if is_distributed not in self._references:
             self._references[is_distributed] = self._reference("reference_of_two", *DDP)
         reference, duration = self._references[is_distributed]

@@ -211,6 +211,19 @@ def dead_rank(trial: Trial) -> None:
     trial.finish()
 
 
+def two_processes(trial: Trial) -> None:
+    """SIGTERM for the first of two processes: both stop after the same batch, and each goes on where it was."""
+    trial.flags = DDP
+    attempt = trial.start()
+    attempt.wait_until(lambda: trial.steps_logged() > 0, 90)
+    time.sleep(trial.dice.uniform(0, 0.4))
+    attempt.send(signal.SIGTERM)
+    code = attempt.wait(RANK_SECONDS)
+    attempt.end_session()
+    trial.check_end(code, stopped_by(signal.SIGTERM, RunStatus.PREEMPTED))
+    trial.finish()
+
+
 def _is_rank(pid: int) -> bool:
     try:
         return b"health_ml.runner" in Path(f"/proc/{pid}/cmdline").read_bytes()
@@ -252,7 +265,8 @@ SCENARIOS: dict[str, tuple[Scenario, int]] = {
     "full disk": (full_disk, 8),
     "fresh processes": (fresh, 5),
     "dead server": (dead_server, 2),
-    "dead rank": (dead_rank, 4),
+    "dead rank": (dead_rank, 3),
+    "two processes": (two_processes, 3),
     "second resume": (second_resume, 3),
 }
 """Each scenario with its share in percent, roughly."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,12 +11,14 @@ import time
 from pathlib import Path
 
 import pytest
-from faults.compare import metric_rows
+from faults import demanding
+from faults.compare import differences, metric_rows
+from faults.trial import DDP
 from tests.helpers.process import run_himl
 
 from health_ml.records.reader import read_record
 from health_ml.records.record import RunStatus
-from health_ml.testing import invoke
+from health_ml.testing import invoke, memory_backend
 
 HELLO = ("--model=HelloWorld", "--max_epochs=3", "--tracking_uri=none")
 
@@ -86,7 +89,6 @@ def test_stopped_by_the_user(tmp_path: Path) -> None:
         (("--simulate_preemption=step:1", "--pl_fast_dev_run=1"), "keeps no checkpoints"),
         (("--simulate_preemption=step:1", "--run_inference_only"), "which does not train"),
         (("--simulate_preemption=step:1", "--different_seeds=2"), "no effect on the trials of a fan-out"),
-        (("--simulate_preemption=step:1", "--cluster=memory"), "works on this machine only"),
     ],
 )
 def test_what_makes_no_sense(flags: tuple[str, ...], message: str, tmp_path: Path) -> None:
@@ -94,3 +96,23 @@ def test_what_makes_no_sense(flags: tuple[str, ...], message: str, tmp_path: Pat
     assert refused.exit_code == 2
     assert message in refused.stderr
     assert not (tmp_path / "outputs").exists()
+
+
+def test_other_machines_are_not_interrupted(tmp_path: Path) -> None:
+    with memory_backend() as backend:
+        refused = invoke([*HELLO, "--simulate_preemption=step:1", "--cluster=memory"], folder=tmp_path)
+    assert (refused.exit_code, backend.runs) == (2, [])
+    assert "works on this machine only" in refused.stderr
+
+
+@pytest.mark.slow
+def test_two_processes_continue_exactly(tmp_path: Path) -> None:
+    shutil.copy(Path(demanding.__file__), tmp_path / "demanding.py")
+    flags = ("--model=demanding.Demanding", "--tracking_uri=none", *DDP)
+    runs = []
+    for name, further in (("plain", ()), ("interrupted", ("--simulate_preemption=step:4",))):
+        finished = run_himl(*flags, *further, f"--output_to={tmp_path / name}", cwd=tmp_path)
+        assert finished.returncode == 0, finished.stdout + finished.stderr
+        runs += list((tmp_path / name).iterdir())
+    assert [row["step"] for row in read_record(runs[1]).attempts] == [None, 4]
+    assert differences(runs[1], runs[0]) == []

@@ -40,9 +40,10 @@ class StopAt(Callback):
 
 
 class Stopping(Demanding):
-    def __init__(self, number: int | None = None, **kwargs: Any) -> None:
+    def __init__(self, number: int | None = None, trainer: dict[str, Any] | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.stop_at = StopAt(number)
+        self.trainer_argument_overrides.update(trainer or {})
 
     def get_callbacks(self) -> list[Callback]:
         return [*super().get_callbacks(), self.stop_at]
@@ -76,6 +77,27 @@ def test_stopped_and_started_again(number: int, uninterrupted: Path, tmp_path: P
     assert run(folder) is RunStatus.FINISHED
     assert differences(folder, uninterrupted) == []
     assert [row["attempt"] for row in read_record(folder).attempts] == [0, 1]
+
+
+VALIDATIONS_WITHIN = {"trainer": {"val_check_interval": 2}, "pl_accumulate_grad_batches": 3}
+
+
+@pytest.mark.parametrize(
+    ("settings", "numbers"),
+    [
+        pytest.param(VALIDATIONS_WITHIN, (0, 1, 3, 7, 12, 19, 24), id="validations within an epoch"),
+        pytest.param({"trainer": {"max_steps": 8}}, (2, 4, 9, 12), id="limit of steps"),
+        pytest.param({"workers": 2}, (3, 12), id="processes that load data"),
+    ],
+)
+def test_other_settings(settings: dict[str, Any], numbers: tuple[int, ...], tmp_path: Path) -> None:
+    expected = tmp_path / "uninterrupted"
+    run(expected, **settings)
+    for number in numbers:
+        folder = tmp_path / f"stopped_{number}"
+        assert run(folder, number, **settings) is RunStatus.PREEMPTED
+        assert run(folder, **settings) is RunStatus.FINISHED
+        assert differences(folder, expected) == [], number
 
 
 def test_stopped_again_and_again(uninterrupted: Path, tmp_path: Path) -> None:
