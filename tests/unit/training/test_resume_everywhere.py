@@ -87,7 +87,6 @@ VALIDATIONS_WITHIN = {"trainer": {"val_check_interval": 2}, "pl_accumulate_grad_
     [
         pytest.param(VALIDATIONS_WITHIN, (0, 1, 3, 7, 12, 19, 24), id="validations within an epoch"),
         pytest.param({"trainer": {"max_steps": 8}}, (2, 4, 9, 12), id="limit of steps"),
-        pytest.param({"workers": 2}, (3, 12), id="processes that load data"),
     ],
 )
 def test_other_settings(settings: dict[str, Any], numbers: tuple[int, ...], tmp_path: Path) -> None:
