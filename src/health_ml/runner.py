@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING
 
 from health_ml.errors import EXIT_FAILED, EXIT_USAGE, ArgumentsError, HimlError, OutputError, exiting_with
@@ -37,20 +40,34 @@ def main(argv: Sequence[str] | None = None, *, on_result: Callable[[RunResult], 
     :param on_result: Called with the result of a run that came to an end without an error.
     """
     arguments = sys.argv[1:] if argv is None else list(argv)
-    with _restored_process():
+    with _restored_process(), _noted_interrupt() as is_interrupted:
         try:
             return _run(arguments, on_result)
-        except HimlError as error:
-            return _report(error)
         except KeyboardInterrupt:
-            _print_error("Interrupted.")
-            return EXIT_INTERRUPTED
-        except OSError as error:
-            if error.errno != errno.ENOSPC:
-                return _report_unexpected(error)
-            return _report(_output_error(error))
+            return _report_interrupt()
         except Exception as error:  # the boundary: what nobody else has turned into a message ends here
-            return _report_unexpected(error)
+            # A library whose import was interrupted may fail with another error.
+            return _report_interrupt() if is_interrupted() else _report_any(error)
+
+
+@contextmanager
+def _noted_interrupt() -> Iterator[Callable[[], bool]]:
+    """Yields a function that tells whether Ctrl-C was pressed; what it does otherwise stays the same."""
+    pressed: list[int] = []
+    is_default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if not is_default or threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+
+    def note(number: int, frame: FrameType | None) -> None:
+        pressed.append(number)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: bool(pressed)
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def console_entry_point() -> None:
@@ -298,6 +315,19 @@ def _report(error: HimlError) -> int:
     separator = "" if error.message.endswith("\n") else " "
     _print_error(f"{error.message}{separator}{error.hint}".strip())
     return error.exit_code
+
+
+def _report_any(error: Exception) -> int:
+    if isinstance(error, HimlError):
+        return _report(error)
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return _report(_output_error(error))
+    return _report_unexpected(error)
+
+
+def _report_interrupt() -> int:
+    _print_error("Interrupted.")
+    return EXIT_INTERRUPTED
 
 
 def _report_unexpected(error: Exception) -> int:
