@@ -57,6 +57,8 @@ LAST_CHECKPOINT_STEM = "last"
 LAST_CHECKPOINT = LAST_CHECKPOINT_STEM + CHECKPOINT_SUFFIX
 BEST_CHECKPOINT = "best" + CHECKPOINT_SUFFIX
 """In a fan-out: the checkpoint of its best trial."""
+BEST_OF_FAN_OUT = f"{CHECKPOINT_FOLDER}/best"
+"""The path that ``<id>:best`` stands for: no file, but the checkpoint of the best trial."""
 AUTOSAVE_CHECKPOINT_STEM = "autosave"
 AUTOSAVE_CHECKPOINT = AUTOSAVE_CHECKPOINT_STEM + CHECKPOINT_SUFFIX
 

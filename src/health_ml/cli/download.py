@@ -34,7 +34,8 @@ class DownloadFlags(param.Parameterized):
     files_to_download = param.String(
         default="*",
         doc="Pattern of paths in the run: '*' for all, 'outputs/*', 'user_logs/*'; or of paths in its outputs folder, "
-        "like 'checkpoints/*.ckpt', which stands for the newest version of each if the run was restarted.",
+        "like 'checkpoints/*.ckpt', which stands for the newest version of each if the run was restarted. A search "
+        "also has its results, fan_out.csv and fan_out.html.",
     )
     workspace_config_path = ExperimentConfig.param.workspace_config_path
     auth = AzureMLParams.param.auth
@@ -62,6 +63,7 @@ def download(
     from health_ml.azure.client import find_workspace
     from health_ml.azure.downloads import download_from_run
     from health_ml.azure.history import RunHistory
+    from health_ml.azure.searches import write_tables
 
     workspace = find_workspace(
         config_path=flags.workspace_config_path, start_directory=start_directory, environ=environ
@@ -72,6 +74,7 @@ def download(
         for run_id in flags.run:
             folder = target / run_id if len(flags.run) > 1 else target
             files = download_from_run(history, run_id, flags.files_to_download, folder)
+            files += write_tables(history, history.run(run_id), flags.files_to_download, folder)
             if not files:
                 raise ArgumentsError(
                     f"The run {run_id} has no file that matches --files_to_download={flags.files_to_download}.",
