@@ -13,6 +13,7 @@ from typing import Any
 
 from health_ml.azure.downloads import newest_outputs
 from health_ml.azure.history import RunFacts, RunHistory
+from health_ml.azure.rest import Patience
 from health_ml.azure.sweep_body import SEARCH_PROPERTY
 from health_ml.azure.transfer import WORKERS, BlobDownloader, RemoteFile, writing_error
 from health_ml.errors import CheckpointError, RunNotFoundError
@@ -30,6 +31,8 @@ from health_ml.settings import (
     RECORD_STATUS_FILE,
 )
 
+RECORD_PATIENCE = Patience(connect_seconds=5, read_seconds=20, attempts=4)
+"""Records are small, and storage that only a private network reaches does not answer at all elsewhere."""
 _NEEDED = tuple(
     f"{RECORD_FOLDER}/{name}" for name in (f"{RECORD_RUN_DOCUMENT}.json", RECORD_STATUS_FILE, RECORD_METRICS_FILE)
 )
@@ -139,7 +142,7 @@ def _download_records(history: RunHistory, trials: Sequence[RunFacts], folder: P
 
     with ThreadPoolExecutor(WORKERS, thread_name_prefix="himl-trials") as pool:
         files = [file for found in pool.map(files_of, trials) for file in found]
-    with BlobDownloader() as downloader:
+    with BlobDownloader(patience=RECORD_PATIENCE) as downloader:
         downloader.fetch(files, folder)
 
 
