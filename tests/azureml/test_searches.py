@@ -18,7 +18,7 @@ from health_ml.runner import download_main
 from health_ml.testing import Invocation, invoke
 from tests.azureml.service import AzureML
 from tests.azureml.state import Job
-from tests.azureml.test_downloads import SWEEP_BODY, add_job
+from tests.azureml.test_downloads import SWEEP_BODY, add_job, reads_of
 
 RANKED = {"himl.search": json.dumps({"primary_metric": "val/loss", "goal": "minimize", "names": {"a_b": "a.b"}})}
 """What a search says about itself if a metric ranks its trials."""
@@ -115,9 +115,8 @@ def test_the_table_of_a_search(azureml: AzureML, project: Path, tmp_path: Path) 
     assert ["val/loss", "3", "0.5", "0.25", "0.25", "0.75"] in lines
     assert ["test/mse", "3", "4", "1", "3", "5"] in lines
     assert "Best trial by val/loss: 1 (0.25), run table_search_1." in shown.stdout
-    asked = [request.path for request in azureml.blob_requests("GET")]
-    assert asked, "the records were read"
-    assert not [path for path in asked if path.endswith("last.ckpt")], "no checkpoint was downloaded for the table"
+    read = reads_of(azureml, "dcid.table_search_", count=12)
+    assert sorted(read) == sorted(4 * ["run.json", "status.jsonl", "metrics.jsonl"]), "nothing else was downloaded"
 
 
 def test_the_table_at_the_end_of_attach(azureml: AzureML, project: Path, tmp_path: Path) -> None:
