@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: hello test check fuzz bench docs install clean
+.PHONY: hello test check fuzz bench faults docs install clean
 .DEFAULT_GOAL := hello
 
 $(BIN)/python:
@@ -41,6 +41,10 @@ fuzz: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks
+
+# Two hundred interruptions, in about ten minutes; `make test` has a short part of it.
+faults: $(STAMP)
+	$(BIN)/python -m faults
 
 docs: $(STAMP)
 	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html

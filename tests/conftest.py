@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -38,3 +38,11 @@ def own_state_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]
     os.environ["XDG_STATE_HOME"] = str(folder)
     yield folder
     os.environ.pop("XDG_STATE_HOME", None)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Lets a report have only what can be sent to another process: names of files may be no text."""
+    report = yield
+    report.sections = [(name, text.encode("utf-8", "backslashreplace").decode()) for name, text in report.sections]
+    return report

@@ -17,9 +17,12 @@ from health_ml.errors import ArgumentsError, PlanError
 from health_ml.settings import (
     ENV_ATTEMPT,
     ENV_FAN_OUT_FOLDER,
+    ENV_PARENT,
     ENV_PROJECT_ROOT,
     ENV_RUN_FOLDER,
     ENV_RUN_ID,
+    ENV_SCHEDULED_EVENTS,
+    ENV_SIMULATED_PREEMPTION,
     ENV_START_DIRECTORY,
     ENV_TRIAL,
 )
@@ -46,6 +49,11 @@ class RunEnvironment:
     :param attempt: How often the run was restarted after a preemption.
     :param is_in_azureml: True inside an AzureML job.
     :param parent_id: Id of the sweep or pipeline in AzureML that this run is a child of, or None.
+    :param parent: Id of the process without which this one is of no use, or None.
+    :param scheduled_events: ``on``, ``off`` or an address: where Azure announces that it takes the machine back. Empty:
+        on, if this is a virtual machine in Azure.
+    :param simulated_preemption: In a process that ``--simulate_preemption`` has started: where it is interrupted,
+        ``none`` for nowhere. None in any other process.
     """
 
     rank: int = 0
@@ -64,6 +72,9 @@ class RunEnvironment:
     attempt: int = 0
     is_in_azureml: bool = False
     parent_id: str | None = None
+    parent: int | None = None
+    scheduled_events: str = ""
+    simulated_preemption: str | None = None
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> RunEnvironment:
@@ -101,6 +112,9 @@ class RunEnvironment:
             attempt=reader.first(ENV_ATTEMPT, default=0),
             is_in_azureml=run_id is not None,
             parent_id=_parent_of(run_id, environ),
+            parent=reader.first(ENV_PARENT, default=0) or None,
+            scheduled_events=environ.get(ENV_SCHEDULED_EVENTS, ""),
+            simulated_preemption=environ.get(ENV_SIMULATED_PREEMPTION) or None,
         )
         reader.raise_problems()
         return environment

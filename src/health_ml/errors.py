@@ -71,6 +71,10 @@ class ContainerError(HimlError):
     """The code of the user's container or model failed or returned something that cannot be trained."""
 
 
+class RankFailedError(HimlError):
+    """One of the processes of a distributed training was killed or failed, and the others cannot go on."""
+
+
 class DatasetError(HimlError):
     """A dataset is missing or cannot be read."""
 

@@ -267,6 +267,11 @@ class ExperimentConfig(SnapshotParams, FanOutParams, AzureMLParams):
     max_run_duration = param.String(
         default="", doc="Stop the job after this time: a number and s, m, h or d, like '3.5h' or '1h30m'."
     )
+    simulate_preemption = param.String(
+        default="",
+        doc="Interrupt the training once and continue it in a new process, to test whether the model can be continued: "
+        "'step:N', 'epoch:N' or 'seconds:S', and after a comma 'signal:KILL' if it is not to be TERM.",
+    )
     mode = param.ClassSelector(
         class_=RunnerMode,
         default=RunnerMode.TRAIN,

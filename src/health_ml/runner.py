@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import errno
+import gc
 import io
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING
 
 from health_ml.errors import EXIT_FAILED, EXIT_USAGE, ArgumentsError, HimlError, OutputError, exiting_with
@@ -78,20 +82,34 @@ def download_main(argv: Sequence[str] | None = None) -> int:
 
 def _guarded(run: Callable[[], int]) -> int:
     """Returns the exit code of a program: nothing leaves it but a message, and it leaves the process as it was."""
-    with _restored_process():
+    with _restored_process(), _noted_interrupt() as is_interrupted:
         try:
             return run()
-        except HimlError as error:
-            return _report(error)
         except KeyboardInterrupt:
-            _print_error("Interrupted.")
-            return EXIT_INTERRUPTED
-        except OSError as error:
-            if error.errno != errno.ENOSPC:
-                return _report_unexpected(error)
-            return _report(_output_error(error))
+            return _report_interrupt()
         except Exception as error:  # the boundary: what nobody else has turned into a message ends here
-            return _report_unexpected(error)
+            # A library whose import was interrupted may fail with another error.
+            return _report_interrupt() if is_interrupted() else _report_any(error)
+
+
+@contextmanager
+def _noted_interrupt() -> Iterator[Callable[[], bool]]:
+    """Yields a function that tells whether Ctrl-C was pressed; what it does otherwise stays the same."""
+    pressed: list[int] = []
+    is_default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if not is_default or threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+
+    def note(number: int, frame: FrameType | None) -> None:
+        pressed.append(number)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: bool(pressed)
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def console_entry_point() -> None:
@@ -114,6 +132,7 @@ def _run_program(program: Callable[[], int]) -> None:
         if isinstance(stream, io.TextIOWrapper):  # names of files may hold what the terminal cannot show
             stream.reconfigure(errors="backslashreplace")
     code = program()
+    gc.freeze()  # at its end, the interpreter would search all that was imported for something to free
     try:
         sys.stdout.flush()
     except OSError as error:
@@ -240,7 +259,8 @@ def _run_experiment(
         return _print(render_config(complete(draft, arguments, environment=environment)))
     place = Place.of(environment, start_directory)
     is_job = bool(draft.config.cluster) and not environment.is_in_azureml
-    is_started_here = not (command.only_plans or is_job)
+    is_interrupted = bool(draft.config.simulate_preemption) and environment.simulated_preemption is None
+    is_started_here = not (command.only_plans or is_job or is_interrupted)
     with ExitStack() as stack:
         mirror, warm, early = None, None, None
         if is_started_here and draft.asks_for_several and not environment.is_trial:
@@ -260,10 +280,12 @@ def _run_experiment(
             from health_ml.cli.log_from_vm import log_to_workspace
 
             log_to_workspace(parsed, place)
-        if command.only_plans or is_job or parsed.search_space is not None:
+        if not is_started_here or parsed.search_space is not None:
             from health_ml.cli.launch import launch
 
-            return launch(parsed, command, place, is_job=is_job, warm=warm, early=early, write=_print)
+            return launch(
+                parsed, command, place, is_job=is_job, warm=warm, early=early, environment=environment, write=_print
+            )
         from health_ml.backends.in_process import run_in_process
         from health_ml.cli.submit import plan_for_record
 
@@ -359,12 +381,14 @@ def _console_log() -> AbstractContextManager[None]:
     if not os.environ.get("AZUREML_RUN_ID"):
         return nullcontext()
     from health_ml.cli.console_log import console_log
+    from health_ml.cli.surroundings import check_surroundings
     from health_ml.environment import RunEnvironment
 
     try:
         environment = RunEnvironment.from_env(os.environ)
+        check_surroundings(environment)
     except HimlError:  # it is said when the command line is run
-        environment = RunEnvironment()
+        return nullcontext()
     return console_log(Path.cwd(), environment)
 
 
@@ -397,6 +421,19 @@ def _report(error: HimlError) -> int:
     separator = "" if error.message.endswith("\n") else " "
     _print_error(f"{error.message}{separator}{error.hint}".strip())
     return error.exit_code
+
+
+def _report_any(error: Exception) -> int:
+    if isinstance(error, HimlError):
+        return _report(error)
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return _report(_output_error(error))
+    return _report_unexpected(error)
+
+
+def _report_interrupt() -> int:
+    _print_error("Interrupted.")
+    return EXIT_INTERRUPTED
 
 
 def _report_unexpected(error: Exception) -> int:

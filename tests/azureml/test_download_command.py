@@ -24,12 +24,22 @@ def project(azureml: AzureML, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_files_of_a_run(azureml: AzureML, project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     add_job(azureml, "fetched", {"outputs/checkpoints/last.ckpt": b"weights", "user_logs/std_log.txt": b"log"})
     assert download_main(["--run=fetched"]) == 0
-    assert capsys.readouterr().out == f"fetched: 2 files in {project / 'outputs'}\n"
-    assert (project / "outputs" / "outputs" / "checkpoints" / "last.ckpt").read_bytes() == b"weights"
+    assert capsys.readouterr().out == f"fetched: 2 files in {project / 'outputs' / 'fetched'}\n"
+    assert (project / "outputs" / "fetched" / "outputs" / "checkpoints" / "last.ckpt").read_bytes() == b"weights"
     flags = ["--run=tests:fetched", "--output_dir=here", "--files_to_download=checkpoints/*.ckpt", "--auth=environment"]
     assert download_main(flags) == 0
     assert (project / "here" / "checkpoints" / "last.ckpt").read_bytes() == b"weights"
     assert not (project / "here" / "user_logs").exists()
+
+
+def test_a_folder_has_the_files_of_one_run(azureml: AzureML, project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("first_owner", "second_owner"):
+        add_job(azureml, name, {"outputs/name.txt": name.encode()})
+    assert download_main(["--run=first_owner", "--output_dir=mine"]) == 0
+    assert download_main(["--run=first_owner", "--output_dir=mine"]) == 0
+    assert download_main(["--run=second_owner", "--output_dir=mine"]) == 2
+    assert "mine has the files of run first_owner" in capsys.readouterr().err
+    assert (project / "mine" / "outputs" / "name.txt").read_text() == "first_owner"
 
 
 def test_several_runs_have_a_folder_each(azureml: AzureML, project: Path) -> None:

@@ -44,6 +44,8 @@ def test_everything_of_a_run_is_in_one_run_of_azureml(azureml: AzureML, project:
     done = invoke([*FLAGS, "--max_epochs=2", "--tag=from my vm", "--experiment=vm_tests"])
     assert done.exit_code == 0, done.stderr
     job = new_run(azureml, "from my vm")
+    workspace = azureml.workspace.prefix.replace("/providers/Microsoft.MachineLearningServices", "")
+    assert f"  AzureML     https://ml.azure.com/runs/{job.name}?wsid={workspace}\n" in done.stdout
     assert (job.status, job.experiment) == ("Completed", "vm_tests")
     data = azureml.run_data(job.name)["data"]
     metrics = {entry["key"]: entry["value"] for entry in data["metrics"]}

@@ -146,7 +146,7 @@ def test_statuses_are_shown_where_the_storage_cannot_be_read(
 def test_results_are_downloaded_as_files(azureml: AzureML, project: Path, tmp_path: Path) -> None:
     add_search(azureml, "files_search", [finished(tmp_path, "t0", val_loss=0.5), ("Queued", {})])
     assert download_main(["--run=files_search", "--files_to_download=fan_out.*", "--output_dir=found"]) == 0
-    assert sorted(path.name for path in (project / "found").iterdir()) == ["fan_out.csv", "fan_out.html"]
+    assert sorted(path.name for path in (project / "found").glob("[!.]*")) == ["fan_out.csv", "fan_out.html"]
     with (project / "found" / "fan_out.csv").open() as file:
         first, second = csv.DictReader(file)
     assert (first["run_id"], first["status"], first["a.b"], first["val/loss"]) == (
@@ -177,6 +177,13 @@ def test_the_best_trial(azureml: AzureML, project: Path, tmp_path: Path) -> None
     by_service = json.dumps({"name": "val/loss", "goal": "Maximize"})
     add_search(azureml, "other_program_search", trials, properties={"primary_metric_config": by_service})
     assert best_of("other_program_search", project, azureml) == b"t0"
+
+
+def test_what_was_downloaded_of_a_search_does_not_hide_it(azureml: AzureML, project: Path, tmp_path: Path) -> None:
+    add_search(azureml, "hidden_search", [finished(tmp_path, "t0", val_loss=0.5)])
+    assert download_main(["--run=hidden_search", "--files_to_download=fan_out.csv"]) == 0
+    assert (project / "outputs" / "hidden_search" / "fan_out.csv").is_file()
+    assert best_of("hidden_search", project, azureml) == b"t0"
 
 
 def test_a_search_that_goes_on_has_a_best_trial_so_far(

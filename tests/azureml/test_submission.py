@@ -310,6 +310,15 @@ def test_a_search_gets_its_values(himl: Himl, azureml: AzureML) -> None:
     assert set(job.body["searchSpace"]) == {"random_seed", "trainer_gradient_clip_val", "tag"}
 
 
+def test_a_search_for_a_metric_that_nobody_logs_fails(himl: Himl, azureml: AzureML) -> None:
+    job = submitted(himl("--sweep=random_seed=1", "--primary_metric=val/los", "--tracking_uri=none"), azureml)
+    azureml.run_pending_jobs()
+    (trial,) = (azureml.state.jobs[name] for name in job.children)
+    assert trial.status == "Failed"
+    assert "The search is about the metric 'val/los', and this trial has logged only" in azureml.log(trial)
+    assert "Did you mean 'val/loss'?" in azureml.log(trial)
+
+
 def test_a_job_reads_and_writes_data(project: Path, himl: Himl, azureml: AzureML) -> None:
     azureml.azurite.write(azureml.workspace.default_container, "texts/a.txt", b"alpha")
     text = CONTAINER.replace(

@@ -230,6 +230,11 @@ def test_an_unclean_tree_is_refused_in_this_process_too(project: Path) -> None:
         (["--attach=a", "--max_epochs=1"], "--max_epochs has no effect with --attach"),
         (["--attach=a"], "There is no run 'a'"),
         (["--rerun=a"], "There is no run 'a'"),
+        (
+            ["--rerun=net_20260131t120000z_1f2e3d4c"],
+            "is a job in AzureML, and --rerun repeats the runs of this machine",
+        ),
+        (["--status=net_20260131t120000z_1f2e3d4c_3"], "add --cluster=azureml"),
         (["--print_plan=xml", "--model=small.Small"], "--print_plan=xml"),
     ],
 )

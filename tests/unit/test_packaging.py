@@ -193,7 +193,7 @@ def _imported_names(folder: Path) -> dict[str, Path]:
 
 def _distributions_of(names: Mapping[str, Path]) -> dict[str, Path]:
     """Returns the distributions that provide the imported names; the standard library and this package left out."""
-    own = {"health_ml", "tests", "benchmarks", "configs", *sys.stdlib_module_names}
+    own = {"health_ml", "tests", "benchmarks", "configs", "faults", *sys.stdlib_module_names}
     providers = importlib.metadata.packages_distributions()
     needed: dict[str, Path] = {}
     for name, file in names.items():
@@ -227,7 +227,7 @@ def test_the_packages_of_azure_are_declared_and_imported() -> None:
 
 def test_imports_of_the_tests_are_declared() -> None:
     names: dict[str, Path] = {}
-    for folder in ("tests", "benchmarks", "configs", "docs"):
+    for folder in ("tests", "benchmarks", "configs", "docs", "faults"):
         names.update(_imported_names(REPOSITORY / folder))
     declared = {*_core(), *_development(), *_fuzzing(), "packaging", "docutils"}  # these come with pytest and Sphinx
     assert {name: str(file) for name, file in _distributions_of(names).items() if name not in declared} == {}

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from health_ml import __version__
+from health_ml import __version__, runner
 from health_ml.environment import environment_variables, restored_environment, working_directory
 from health_ml.records.record import RunRecord, RunStatus
 from health_ml.runner import main
@@ -242,3 +244,14 @@ def test_a_full_disk_behind_the_output_is_one_sentence(flag: str, tmp_path: Path
     assert process.stderr == (
         "himl-runner: Cannot write the output: No space left on device. Free some space, or redirect it.\n"
     )
+
+
+def test_ctrl_c_that_a_library_turns_into_another_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def swallow(*_: object) -> int:
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        raise ImportError("half of a module")
+
+    monkeypatch.setattr(runner, "_run", swallow)
+    assert main(["--version"]) == 130
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -28,7 +28,7 @@ from health_ml.errors import PlanError
 from health_ml.planning.datasets import LATEST, input_name, output_name, parse_dataset
 from health_ml.planning.plan import JobPlan, PlannedDataset
 from health_ml.planning.search_space import Sampling, SearchSpace
-from health_ml.settings import ENV_TRIAL
+from health_ml.settings import ENV_PRIMARY_METRIC, ENV_TRIAL
 
 DEFAULT_VARIABLES = {
     # A job that is cancelled or preempted gets this long to save a checkpoint, and its files as long to be collected.
@@ -81,6 +81,8 @@ def _sweep_body(plan: JobPlan, cluster: str, space: SearchSpace) -> dict[str, An
     program["environmentVariables"][ENV_TRIAL] = "1"
     common = _common(plan, cluster)
     common["properties"][SEARCH_PROPERTY] = search_property(space, names, longest=LONGEST_TAG)
+    if space.primary_metric is not None:
+        program["environmentVariables"][ENV_PRIMARY_METRIC] = space.primary_metric
     body = {
         "jobType": "Sweep",
         **common,

@@ -6,19 +6,21 @@ import logging
 import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from health_ml.backends.azureml_job import JobFacts, enter_job, show_display_name, stored_files
+from health_ml.backends.azureml_job import JobFacts, enter_job, show_display_name
 from health_ml.backends.checks import check_before_start
+from health_ml.backends.final_checks import problem_of_results
 from health_ml.backends.local_data import provide_datasets
-from health_ml.backends.run_facts import ProvenanceThread, RunDocument, run_facts, write_config
+from health_ml.backends.run_facts import ProvenanceThread, RunDocument, current_attempt, run_facts, write_config
 from health_ml.backends.run_folder import create_run_paths
+from health_ml.backends.run_lock import run_lock
 from health_ml.deep_learning_config import RunPaths
 from health_ml.environment import RunEnvironment, environment_variables, process_environment, restored_environment
-from health_ml.errors import EXIT_FAILED, EXIT_USAGE, ContainerError, HimlError, RegressionTestError, exiting_with
+from health_ml.errors import EXIT_FAILED, EXIT_USAGE, ContainerError, HimlError, exiting_with
 from health_ml.experiment_config import DebugDDPOptions, ExperimentConfig, RunnerMode
 from health_ml.lightning_container import LightningContainer
 from health_ml.planning.dataset_inputs import input_variables, output_folders
@@ -33,14 +35,17 @@ from health_ml.settings import (
 )
 from health_ml.training.distributed import child_environment
 from health_ml.training.effective import check_effective
+from health_ml.training.parent_watch import ending_with_parent
 from health_ml.training.quiet import quiet_libraries
 from health_ml.training.result import RunOutcome, RunResult
+from health_ml.training.scheduled_events import scheduled_events
 from health_ml.training.signals import RunInterrupted, SignalGuard
 from health_ml.training.user_code import describe_exception, user_code
 
 if TYPE_CHECKING:
     from health_ml.records.mirror import WaitingMirror
     from health_ml.records.mirror_handle import MirrorHandle
+    from health_ml.training.rank_launcher import RankFailure
     from health_ml.training.runner_base import RunnerBase
 
 logger = logging.getLogger(__name__)
@@ -99,11 +104,15 @@ def run_in_process(
     )
     job = enter_job(environment, paths, process_environment()) if environment.is_in_azureml else None
     environment = replace(environment, attempt=job.attempt) if job else environment
-    run = _Run(experiment_config, container, environment, project_root, argv, waiting_mirror, plan, job)
-    with restored_environment(), run.variables(), quiet_libraries():
+    with ExitStack() as stack:
         if environment.is_global_rank_zero:
-            return run.with_record(sources)
-        return run.without_record()
+            stack.enter_context(run_lock(paths.record))
+            environment = replace(environment, attempt=current_attempt(paths.record, environment))
+        run = _Run(experiment_config, container, environment, project_root, argv, waiting_mirror, plan, job)
+        stack.enter_context(restored_environment())
+        stack.enter_context(run.variables())
+        stack.enter_context(quiet_libraries())
+        return run.with_record(sources) if environment.is_global_rank_zero else run.without_record()
 
 
 class _Run:
@@ -220,48 +229,22 @@ class _Run:
         finally:
             set_debug_level_from_env()
 
-    def difference_from_expected_results(self, metrics: Mapping[str, float]) -> RegressionTestError | None:
-        """Returns what differs between the outputs and the folder of expected results, if there is one.
-
-        Before that, it writes the metrics to compare.
-        """
-        try:
-            self._compare_with_expected_results(metrics)
-        except RegressionTestError as error:
-            return error
-        return None
-
     def interrupted(
         self, interruption: RunInterrupted, metrics: dict[str, float], messages: Sequence[str]
     ) -> RunResult:
         """Returns what there is of a run that a signal ended."""
         last = self.paths.checkpoints / LAST_CHECKPOINT
         outcome = RunOutcome(metrics, checkpoint=last if last.is_file() else None, messages=tuple(messages))
-        return self.result(interruption.status, outcome)
-
-    def _compare_with_expected_results(self, metrics: Mapping[str, float]) -> None:
-        if self.container.regression_metrics:
-            from health_ml.training.regression import write_regression_metrics
-
-            write_regression_metrics(self.container.regression_metrics, metrics, self.paths.outputs)
-        folder = self.container.regression_test_folder
-        # The expected results of a cross-validation are those of its first fold.
-        if folder is None or (self.container.is_running_crossval and self.container.crossval_index):
-            return
-        from health_ml.training.regression import compare_folders_and_run_outputs  # few runs need it
-
-        tolerance = self.container.regression_test_csv_tolerance
-        with stored_files(self.job, process_environment()) as (run, parent):
-            compare_folders_and_run_outputs(folder, self.paths.outputs, tolerance, run=run, parent_run=parent)
+        return replace(self.result(interruption.status, outcome), signal_number=interruption.signal_number)
 
     def without_record(self) -> RunResult:
         """Runs as one of the processes that help the first one; that one writes down how the run went."""
         guard = SignalGuard()
         try:
-            with guard.installed():
+            with guard.installed(), scheduled_events(self.environment), ending_with_parent(self.environment):
                 outcome = self.runner(None, guard).run()
         except RunInterrupted as interruption:
-            return self.result(interruption.status, RunOutcome({}))
+            return self.interrupted(interruption, {}, ())
         except SystemExit as error:
             raise _premature_end(error, self.container) from error
         return self.result(RunStatus.FINISHED, outcome)
@@ -315,14 +298,21 @@ class _RecordedRun:
 
     def execute(self, sources: Mapping[str, str]) -> RunResult:
         """Runs, and returns how it ended."""
-        with self._guard.installed(), exiting_with(EXIT_FAILED):
+        environment = self._run.environment
+        with ExitStack() as stack:
+            stack.enter_context(self._guard.installed())
+            stack.enter_context(scheduled_events(environment))
+            stack.enter_context(ending_with_parent(environment))
+            stack.enter_context(exiting_with(EXIT_FAILED))
             try:
                 self._open(sources)
                 runner = self._runner = self._run.runner(self._record, self._guard)
                 runner.on_rank_failed = self._note_failed_rank
                 runner.on_model_created = lambda: check_effective(self._run.container, sources)
                 outcome = runner.run()
-                problem = self._run.difference_from_expected_results(outcome.metrics)
+                problem = problem_of_results(
+                    self._run.container, self._run.paths.outputs, outcome.metrics, job=self._run.job
+                )
                 self._guard.start_deferring()
             except RunInterrupted as interruption:
                 messages = self._close(interruption.status, str(interruption))
@@ -384,10 +374,9 @@ class _RecordedRun:
     def _note_forced_exit(self, interruption: RunInterrupted) -> None:
         self._record.set_status(interruption.status, f"{interruption} It was asked twice, so it exited at once.")
 
-    def _note_failed_rank(self, rank: int, code: int) -> None:
-        message = f"The process with local rank {rank} failed with exit code {code}; see its output above."
-        logger.error(message)
-        self._record.set_status(RunStatus.FAILED, message)
+    def _note_failed_rank(self, failure: RankFailure) -> None:
+        logger.error(str(failure))
+        self._record.set_status(RunStatus.FAILED, str(failure))
 
 
 def _premature_end(error: SystemExit, container: LightningContainer) -> ContainerError:

@@ -320,8 +320,7 @@ class LocalBackend(Backend):
         folder.write_job(job)
         folder.write_processes({"starter": process_identity()})
         self._place_code(plan, folder.code)
-        record = RunRecord.create(folder.run_folder / RECORD_FOLDER, run_id=job.run_id)
-        record.set_status(RunStatus.QUEUED)
+        record = RunRecord.create(folder.run_folder / RECORD_FOLDER, run_id=job.run_id, status=RunStatus.QUEUED)
         record.write_document(RECORD_PLAN_DOCUMENT, plan.to_json())
         if git_state is not None:
             write_git_state(record, git_state)

@@ -24,13 +24,15 @@ from health_ml.errors import HimlError
 from health_ml.experiment_config import ExperimentConfig
 from health_ml.planning.provenance import GitState, package_versions, read_git_state
 from health_ml.records.encoding import encode_value
-from health_ml.records.record import RunRecord
+from health_ml.records.lines import read_rows
+from health_ml.records.record import RunRecord, RunStatus
 from health_ml.settings import (
     RECORD_CONFIG_DOCUMENT,
     RECORD_GIT_DOCUMENT,
     RECORD_GIT_PATCH_FILE,
     RECORD_PACKAGES_DOCUMENT,
     RECORD_RUN_DOCUMENT,
+    RECORD_STATUS_FILE,
 )
 from health_ml.version import __version__
 
@@ -69,6 +71,15 @@ def _facts_on_disk(record: RunRecord) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def current_attempt(record_folder: Path, environment: RunEnvironment) -> int:
+    """Returns how often the run was started before, unless whoever starts this process has counted."""
+    if environment.attempt > 0:
+        return environment.attempt
+    rows = read_rows(record_folder / RECORD_STATUS_FILE)
+    started = [row.get("attempt") or 0 for row in rows if row.get("status") != RunStatus.QUEUED.value]
+    return max(started, default=-1) + 1
 
 
 def run_facts(

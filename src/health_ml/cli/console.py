@@ -120,13 +120,16 @@ def _aligned(rows: Iterable[tuple[str, str]]) -> list[str]:
 def _mlflow_row(record: Path) -> list[tuple[str, str]]:
     """Returns how to open the store that the mirror wrote to, if there is one."""
     try:
-        uri = json.loads((record / f"{RECORD_MIRROR_DOCUMENT}.json").read_text(encoding="utf-8"))["settings"][
-            "tracking_uri"
-        ]
+        mirror = json.loads((record / f"{RECORD_MIRROR_DOCUMENT}.json").read_text(encoding="utf-8"))
+        uri = mirror["settings"]["tracking_uri"]
     except (OSError, ValueError, KeyError, TypeError):
         return []
-    if not isinstance(uri, str) or uri in ("", "none") or uri.startswith("azureml://"):  # which the studio shows
+    if not isinstance(uri, str) or uri in ("", "none"):
         return []
+    if uri.startswith("azureml://"):
+        workspace = uri.partition("/subscriptions/")[2].replace("/providers/Microsoft.MachineLearningServices", "")
+        run = mirror.get("mlflow_run_id")
+        return [("AzureML", f"https://ml.azure.com/runs/{run}?wsid=/subscriptions/{workspace}")] if run else []
     if uri.startswith(("http://", "https://")):
         return [("MLflow", uri)]
     return [("MLflow", f"mlflow ui --backend-store-uri {shlex.quote(uri)}")]

@@ -16,11 +16,13 @@ from health_ml.cli.unknown import unknown_flag_problems
 from health_ml.deep_learning_config import parameters_of
 from health_ml.errors import ArgumentsError
 from health_ml.experiment_config import AzureMLParams, ExperimentConfig
+from health_ml.settings import DOWNLOADED_RUN_FILE
 
 USAGE = "usage: himl-download --run=ID[,ID] [--FLAG=VALUE ...]"
 SUMMARY = (
     "Downloads files of runs in AzureML, several at once. What is here already is not downloaded again, and what was "
-    "interrupted continues. With several runs, and for the trials of a search, each run gets a folder of its own."
+    "interrupted continues. With several runs, for the trials of a search, and without "
+    "--output_dir, each run gets a folder of its own."
 )
 DEFAULT_FOLDER = Path("outputs")
 
@@ -72,7 +74,9 @@ def download(
     target = start_directory / flags.output_dir
     with RunHistory.of_workspace(workspace.arm_id, account.credential) as history:
         for run_id in flags.run:
-            folder = target / run_id if len(flags.run) > 1 else target
+            has_own = len(flags.run) > 1 or flags.output_dir == DEFAULT_FOLDER
+            folder = target / run_id if has_own else target
+            _check_owner(folder, run_id)
             files = download_from_run(history, run_id, flags.files_to_download, folder)
             files += write_tables(history, history.run(run_id), flags.files_to_download, folder)
             if not files:
@@ -80,9 +84,23 @@ def download(
                     f"The run {run_id} has no file that matches --files_to_download={flags.files_to_download}.",
                     "Patterns are about paths like outputs/checkpoints/last.ckpt or user_logs/std_log.txt.",
                 )
+            (folder / DOWNLOADED_RUN_FILE).write_text(f"{run_id}\n", encoding="utf-8")
             noun = "file" if len(files) == 1 else "files"
             write(f"{run_id}: {len(files)} {noun} in {folder}")
     return 0
+
+
+def _check_owner(folder: Path, run_id: str) -> None:
+    """Raises an error if a folder has the files of another run, which have the same names."""
+    try:
+        owner = (folder / DOWNLOADED_RUN_FILE).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        return
+    if owner != run_id:
+        raise ArgumentsError(
+            f"{folder} has the files of run {owner}, and those of {run_id} have the same names.",
+            "Give another --output_dir, or leave it out: then each run gets a folder of its own.",
+        )
 
 
 def read_flags(argv: Sequence[str], start_directory: Path) -> DownloadFlags:

@@ -13,7 +13,9 @@ from health_ml.cli.config_file import TRAINER_PREFIX
 from health_ml.cli.trainer_arguments import clashes
 from health_ml.deep_learning_config import OptimizerParams
 from health_ml.environment import RunEnvironment
+from health_ml.errors import ArgumentsError
 from health_ml.experiment_config import JOB_FLAGS, ExperimentConfig, RunnerMode
+from health_ml.planning.preemption import parse_preemption
 
 if TYPE_CHECKING:
     from health_ml.backends.base import Backend
@@ -38,6 +40,7 @@ TRAINING_FLAGS = (
     "pl_check_val_every_n_epoch",
     "pl_log_every_n_steps",
     "run_extra_val_epoch",
+    "simulate_preemption",
     "max_num_gpus",
     *(name for name in OptimizerParams.param.objects(instance=False) if name != "name"),
 )
@@ -100,6 +103,7 @@ def check_combination(
         *_regression_test_problems(container, in_effect),
         *_logging_problems(container, in_effect, backend, environment=environment),
         *_trust_problems(config, container, in_effect, environment=environment),
+        *_preemption_problems(config, container, backend, environment=environment),
         *clashes(container.trainer_argument_overrides, typed),
     ]
 
@@ -227,6 +231,34 @@ def _trust_problems(
             "--trust_checkpoint has no effect here: it needs --src_checkpoint with --resume_training, "
             "--run_inference_only or --mode=eval_full. A container that loads trained_weights_path itself decides how."
         )
+
+
+def _preemption_problems(
+    config: ExperimentConfig,
+    container: LightningContainer,
+    backend: type[Backend] | None,
+    *,
+    environment: RunEnvironment,
+) -> Iterable[str]:
+    if not config.simulate_preemption:
+        return
+    try:
+        preemption = parse_preemption(config.simulate_preemption)
+    except ArgumentsError as error:
+        yield str(error)
+        return
+    flag = f"--simulate_preemption={config.simulate_preemption}"
+    if environment.is_in_azureml or (backend is not None and not backend.is_on_this_machine):
+        yield f"{flag} works on this machine only: in this process's place, or with --cluster=local."
+    if config.num_nodes > 1:
+        yield f"{flag} has no effect with --num_nodes={config.num_nodes}: use one machine."
+    if preemption.unit == "epoch" and preemption.number >= container.max_epochs:
+        yield (
+            f"{flag}: the training has {container.max_epochs} epochs (--max_epochs), so it is over before it could be "
+            f"interrupted {preemption.moment}. Epochs are counted from 0."
+        )
+    if container.pl_fast_dev_run:
+        yield f"{flag} has no effect with --pl_fast_dev_run, which keeps no checkpoints: leave out one or the other."
 
 
 def _flags(names: list[str]) -> str:

@@ -20,7 +20,7 @@ from health_ml.planning.fan_out import SEED_PARAMETER
 from health_ml.planning.fan_out_folder import FanOutFolder
 from health_ml.planning.plan import JobPlan, pairs_of
 from health_ml.planning.provenance import GitState, read_git_state
-from health_ml.planning.run_store import find_run_folder
+from health_ml.planning.run_store import find_run_folder, is_id_in_azureml
 from health_ml.planning.secrets import MASK, mask_program_text
 from health_ml.records.reader import RecordView, read_document, read_record
 from health_ml.records.trial_log import read_trials
@@ -61,6 +61,12 @@ def read_repetition(command: CommandLine, place: Place) -> Repetition:
     :raises RunNotFoundError: If there is no such run.
     :raises PlanError: If its record has no plan, or the code is not as it was.
     """
+    if is_id_in_azureml(command.rerun):
+        raise PlanError(
+            f"{command.rerun} is a job in AzureML, and --rerun repeats the runs of this machine.",
+            "'Resubmit' on its page in the studio repeats it with the same code; or type its command again, which its "
+            "tag commandline_args shows.",
+        )
     flags = read_store_flags(command, start_directory=place.start_directory, mode="--rerun", allowed=_ALLOWED)
     folder = find_run_folder(command.rerun, place.project_root, flags.output_to)
     # A trial has the code, the arguments and the environment of its fan-out.

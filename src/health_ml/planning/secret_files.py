@@ -38,7 +38,7 @@ _EXAMPLE_NAME = re.compile(r".*[._-](example|sample|template|dist|defaults?)(\.[
 _MAY_HOLD_KEY = re.compile(r"[^.]+|\.[^.]+|.+\.(pem|key|crt|cer|asc|gpg|priv|ssh)")
 _MAY_HOLD_SETTINGS = re.compile(
     r"""
-    .*(config|settings|service[-_]?account|profile).*\.json
+    .*(config|settings|service[-_]?account|profile).*\.(json|ya?ml|toml|ini|cfg|conf|properties)
     | .*(secret|token|credential|password|passwd|auth|api[-_]?key).*\.(json|ya?ml|toml|ini|cfg|conf|txt|properties|env)
     | .+\.env | \.npmrc | \.yarnrc(\.yml)? | pip\.conf | \.?s3cfg | \.boto | rclone\.conf | \.dockercfg
     | \.?docker.*config\.json
@@ -55,6 +55,7 @@ _SETTING = re.compile(
 )
 _PLACEHOLDER = re.compile(
     r"(?i)[<\[({$%].*|(.)\1*|\*+|x+|.*(your|example|change.?me|placeholder|dummy|todo).*|none|null|true|false"
+    r"|[-+]?[\d_]+(\.\d*)?(e[-+]?\d+)?"  # the number of tokens, not one of them
 )
 
 

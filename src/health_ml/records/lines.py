@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,11 +49,19 @@ def count_lines(path: Path, position: int = 0) -> int:
     return count
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Returns everything that can be read, the last line too if only its line break is missing."""
+def read_rows(path: Path, *, without: Sequence[range] = ()) -> list[dict[str, Any]]:
+    """Returns everything that can be read, the last line too if only its line break is missing.
+
+    :param without: Leave out lines that start at one of these positions.
+    """
     try:
         data = path.read_bytes()
     except FileNotFoundError:
         return []
-    rows = (decode_line(text) for text in data.split(b"\n") if text)
-    return [row for row in rows if row is not None]
+    rows = []
+    position = 0
+    for text in data.split(b"\n"):
+        if text and not any(position in span for span in without) and (row := decode_line(text)) is not None:
+            rows.append(row)
+        position += len(text) + 1
+    return rows

@@ -15,6 +15,7 @@ from health_ml.records.lines import read_rows
 from health_ml.records.process_identity import is_dead
 from health_ml.records.record import RunStatus
 from health_ml.settings import (
+    RECORD_ATTEMPTS_FILE,
     RECORD_FOLDER,
     RECORD_HYPERPARAMETERS_FILE,
     RECORD_METRICS_FILE,
@@ -75,8 +76,17 @@ class RecordView:
 
     @cached_property
     def metrics(self) -> list[MetricsRow]:
-        """All rows of metrics in the order in which they were logged."""
-        return list(parse_metrics(read_rows(self.folder / RECORD_METRICS_FILE)))
+        """All rows of metrics in the order in which they were logged, as one history.
+
+        An attempt repeats what an earlier one did after its last checkpoint. What that one logged there is left out.
+        """
+        spans = [range(*row["replaced"]) for row in self.attempts if row.get("replaced")]
+        return list(parse_metrics(read_rows(self.folder / RECORD_METRICS_FILE, without=spans)))
+
+    @cached_property
+    def attempts(self) -> list[dict[str, Any]]:
+        """One row for each start of the training: attempt, and the checkpoint, epoch and step it continued from."""
+        return read_rows(self.folder / RECORD_ATTEMPTS_FILE)
 
     @cached_property
     def last_values(self) -> dict[str, float]:

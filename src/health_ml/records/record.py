@@ -21,6 +21,7 @@ from health_ml.planning.secrets import mask_program_text, mask_text
 from health_ml.records.encoding import encode_line, encode_number, encode_value
 from health_ml.records.process_identity import process_identity
 from health_ml.settings import (
+    RECORD_ATTEMPTS_FILE,
     RECORD_HYPERPARAMETERS_FILE,
     RECORD_METRICS_FILE,
     RECORD_PACKAGES_DOCUMENT,
@@ -80,10 +81,11 @@ class RunRecord:
         self._descriptors: dict[str, int] = {}
         self._torn: set[str] = set()
         self._names: dict[str, str] = {}
+        self._first_position = self.metrics_position
 
     @classmethod
-    def create(cls, folder: Path, *, run_id: str, attempt: int = 0) -> RunRecord:
-        """Returns the record in a folder, which is made if it is missing, with the status RUNNING.
+    def create(cls, folder: Path, *, run_id: str, attempt: int = 0, status: RunStatus = RunStatus.RUNNING) -> RunRecord:
+        """Returns the record in a folder, which is made if it is missing, with a status.
 
         A record that is already there is continued.
 
@@ -97,7 +99,7 @@ class RunRecord:
         record = cls(folder, run_id=run_id, attempt=attempt)
         if not (folder / f"{RECORD_RUN_DOCUMENT}.json").exists():
             record.write_document(RECORD_RUN_DOCUMENT, {"run_id": run_id, "created": time.time()})
-        record.set_status(RunStatus.RUNNING)
+        record.set_status(status)
         return record
 
     def write_document(self, name: str, content: Any, *, has_secrets: bool = True) -> Path:
@@ -137,6 +139,38 @@ class RunRecord:
             f'{{"time":{time.time()!r},"step":{_number_or_null(step)},"epoch":{_number_or_null(epoch)},'
             f'"attempt":{self.attempt},"metrics":{{{",".join(values)}}}}}',
         )
+
+    @property
+    def metrics_position(self) -> int:
+        """The size of the file of metrics: what a checkpoint that is written now includes."""
+        try:
+            return (self.folder / RECORD_METRICS_FILE).stat().st_size
+        except FileNotFoundError:
+            return 0
+
+    def start_training(
+        self, position: int, *, checkpoint: str | Path | None = None, epoch: int | None = None, step: int | None = None
+    ) -> None:
+        """Appends where the training starts. Metrics of earlier attempts beyond that do not count any more.
+
+        :param position: How much of the file of metrics the checkpoint includes that the training continues from.
+        :param checkpoint: That checkpoint, None: the training starts from the beginning.
+        :param epoch: Epoch of the checkpoint.
+        :param step: Optimizer step of the checkpoint.
+        :raises OutputError: If it cannot be written.
+        """
+        run_folder = self.folder.parent
+        if checkpoint is not None and Path(checkpoint).is_relative_to(run_folder):
+            checkpoint = Path(checkpoint).relative_to(run_folder)  # the folder may be moved later
+        row = {
+            "time": time.time(),
+            "attempt": self.attempt,
+            "checkpoint": None if checkpoint is None else str(checkpoint),
+            "epoch": epoch,
+            "step": step,
+            "replaced": [min(position, self._first_position), self._first_position],
+        }
+        self.append_row(RECORD_ATTEMPTS_FILE, row)
 
     def log_hyperparameters(self, values: Mapping[str, Any]) -> None:
         """Appends hyperparameters of any type. A later value for the same name replaces the earlier one.

@@ -6,9 +6,11 @@ import errno
 import fcntl
 import os
 import pickle
+import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
@@ -66,6 +68,28 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path, *, record: RunRecor
 
     :raises OutputError: If the file cannot be written; what was there before stays.
     """
+
+    def note(file: Path) -> None:
+        if record is not None:
+            _note(checkpoint, path, file, record)
+
+    _write(path, lambda file: torch.save(checkpoint, file), note)
+
+
+def copy_checkpoint(source: Path, path: Path) -> None:
+    """Copies a checkpoint in the local file system, all or nothing. The signature of the one holds for the other.
+
+    :raises OutputError: If it cannot be written; what was there before stays.
+    """
+
+    def copy(file: BinaryIO) -> None:
+        with source.open("rb") as original:
+            shutil.copyfileobj(original, file, 1 << 20)
+
+    _write(path, copy, lambda _: None)
+
+
+def _write(path: Path, write: Callable[[BinaryIO], None], note: Callable[[Path], None]) -> None:
     # A short name of its own, because the name of the checkpoint may be as long as the file system allows.
     temporary = path.with_name(f"{_TEMPORARY_PREFIX}{os.getpid()}{_TEMPORARY_SUFFIX}")
     try:
@@ -73,11 +97,10 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path, *, record: RunRecor
         _remove_leftovers(path.parent)
         with temporary.open("wb") as file:
             _lock(file.fileno())
-            torch.save(checkpoint, file)
+            write(file)
             file.flush()
             os.fsync(file.fileno())
-            if record is not None:
-                _note(checkpoint, path, temporary, record)
+            note(temporary)
             temporary.replace(path)
         _sync_folder(path.parent)
     except Exception as error:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from health_ml.deep_learning_config import RunPaths
-from health_ml.errors import HimlError
+from health_ml.errors import EXIT_SIGNAL_BASE, HimlError
 from health_ml.records.record import RunStatus
 
 
@@ -34,6 +34,7 @@ class RunResult:
     :param metrics: Last value of every metric, by name.
     :param checkpoint: The checkpoint that was tested, or else the last one, or None if none was kept.
     :param messages: Sentences for the summary.
+    :param signal_number: The signal that ended the run, if one did.
     :param error: What failed after the run had come to its end: its results are not the expected ones.
     """
 
@@ -44,8 +45,9 @@ class RunResult:
     checkpoint: Path | None
     messages: tuple[str, ...] = ()
     error: HimlError | None = None
+    signal_number: int | None = None
 
     @property
     def exit_code(self) -> int:
         """Exit code of the process: 0 only if everything that was asked for was done."""
-        return self.status.exit_code
+        return self.status.exit_code if self.signal_number is None else EXIT_SIGNAL_BASE + self.signal_number

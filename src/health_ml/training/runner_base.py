@@ -26,6 +26,8 @@ from health_ml.training.weights import examine_checkpoint, explained_loading, is
 if TYPE_CHECKING:
     from pytorch_lightning import Trainer
 
+    from health_ml.training.rank_launcher import RankFailure
+
 logger = logging.getLogger(__name__)
 
 LOADERS_OF_STEPS = {
@@ -68,7 +70,7 @@ class RunnerBase:
         self.guard = guard or SignalGuard()
         self.source_checkpoint: Path | None = None
         self.metrics: dict[str, float] = {}  # known so far, also after an interruption
-        self.on_rank_failed: Callable[[int, int], None] = lambda rank, code: None
+        self.on_rank_failed: Callable[[RankFailure], None] = lambda failure: None
         self.on_model_created: Callable[[], None] = lambda: None
 
     def run(self) -> RunOutcome:

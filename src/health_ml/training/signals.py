@@ -1,4 +1,4 @@
-"""Ends a run in an orderly way when it is asked to stop: SIGTERM (preemption) and SIGINT (Ctrl-C).
+"""Ends a run in an orderly way when it is asked to stop: SIGTERM and SIGUSR1 (preemption) and SIGINT (Ctrl-C).
 
 The first signal lets the current batch finish, so that a checkpoint can be written at its end; outside the training
 loop, where there is nothing to save, it ends the run right where it is. A second signal exits at once.
@@ -19,7 +19,8 @@ from health_ml.records.record import RunStatus
 
 logger = logging.getLogger(__name__)
 
-HANDLED_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+HANDLED_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+"""SIGUSR1 is what batch systems send some time before they take the machine back; SIGTERM follows."""
 
 
 class RunInterrupted(BaseException):
@@ -70,7 +71,8 @@ class SignalGuard:
         if threading.current_thread() is not threading.main_thread():
             yield self
             return
-        before = {number: signal.signal(number, self._handle) for number in HANDLED_SIGNALS}
+        mine = [number for number in HANDLED_SIGNALS if not _is_users(number)]
+        before = {number: signal.signal(number, self._handle) for number in mine}
         try:
             yield self
         finally:
@@ -99,7 +101,10 @@ class SignalGuard:
             self._handle_in_data_loader(number)
             return
         if self._received is not None:
-            self._exit_at_once(number)
+            if (self._received, number) != (signal.SIGUSR1, signal.SIGTERM):  # which belong together
+                self._exit_at_once(number)
+            self._received = number
+            return
         self._received = number
         logger.warning(
             f"Received {signal.Signals(number).name}: stopping as soon as possible. Send it again to exit at once."
@@ -125,3 +130,8 @@ class SignalGuard:
             self._on_forced_exit(RunInterrupted(number))
         finally:
             os._exit(EXIT_SIGNAL_BASE + number)
+
+
+def _is_users(number: signal.Signals) -> bool:
+    """True for SIGUSR1 if the user's code handles it, for example to print where the program is."""
+    return number == signal.SIGUSR1 and signal.getsignal(number) != signal.SIG_DFL

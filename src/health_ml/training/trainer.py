@@ -76,7 +76,7 @@ def create_lightning_trainer(
     arguments["logger"] = _loggers(container, extra_loggers, storing_logger, record=record)
     arguments["profiler"] = create_profiler(container, given.get("profiler"))
     arguments["callbacks"] = _callbacks(
-        container, extra_callbacks, arguments, environment=environment, is_inference=is_inference
+        container, extra_callbacks, arguments, environment=environment, record=record, is_inference=is_inference
     )
     _complete_switches(arguments)
     trainer = _construct(container, arguments)
@@ -211,6 +211,7 @@ def _callbacks(
     arguments: Mapping[str, Any],
     *,
     environment: RunEnvironment,
+    record: RunRecord | None,
     is_inference: bool,
 ) -> list[Callback]:
     """Returns the callbacks of the user, then those that the flags ask for, then the checkpoints of the run."""
@@ -220,7 +221,7 @@ def _callbacks(
     callbacks.extend(_monitors(container))
     if is_inference:
         return callbacks
-    return [ExactResume(), *callbacks, *_checkpoints(container, container.checkpoint_folder)]
+    return [ExactResume(record), *callbacks, *_checkpoints(container, container.checkpoint_folder)]
 
 
 def _own_callbacks_of(container: LightningContainer) -> list[Callback]:

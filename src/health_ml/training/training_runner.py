@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from health_ml.checkpoints.recovery import find_recovery_checkpoint, recovery_folder
 from health_ml.environment import restored_environment, working_directory
-from health_ml.errors import ArgumentsError, CheckpointError, ContainerError
+from health_ml.errors import ArgumentsError, CheckpointError, ContainerError, RankFailedError
+from health_ml.planning.preemption import NOT_INTERRUPTED, parse_preemption
 from health_ml.settings import LAST_CHECKPOINT
 from health_ml.training.callbacks.early_termination import EarlyTermination, add_early_termination
 from health_ml.training.callbacks.stop_on_signal import StopOnSignal
+from health_ml.training.checkpoint_io import copy_checkpoint
 from health_ml.training.distributed import choose_devices
-from health_ml.training.rank_launcher import RankLauncher, use_rank_launcher
+from health_ml.training.rank_launcher import RankLauncher, is_lost_connection, use_rank_launcher
 from health_ml.training.result import RunOutcome
 from health_ml.training.runner_base import RunnerBase, as_numbers
 from health_ml.training.user_code import explained_refusal, user_code
@@ -88,6 +90,7 @@ class TrainingRunner(RunnerBase):
         self._is_inference_distributed = self._needs_all_ranks_for_inference(trainer)
         last = self.container.checkpoint_folder / LAST_CHECKPOINT if self._has_checkpoints else None
         self._early_termination = add_early_termination(trainer, self.environment)
+        self._add_preemption(trainer)
         trainer.callbacks.append(StopOnSignal(self.guard, last))  # type: ignore[attr-defined]
         self._launcher = use_rank_launcher(
             trainer, argv=self.argv, folder=self.start_directory, on_rank_failed=self.on_rank_failed
@@ -107,12 +110,31 @@ class TrainingRunner(RunnerBase):
             ):
                 self.seed()  # a data module that splits its data in setup has to split them as in the test
                 trainer.fit(self.container.model, **arguments)
+        except RuntimeError as error:
+            self._raise_cause(error)
+            raise
         finally:
             self.metrics = as_numbers(trainer.callback_metrics)
             self.guard.stop_deferring()
         self.guard.raise_if_received()
         self._has_failed = False
         return dict(self.metrics)
+
+    def _add_preemption(self, trainer: Trainer) -> None:
+        """Lets the training be interrupted, if this process was started for that."""
+        text = self.environment.simulated_preemption
+        if self.record is None or text is None or text == NOT_INTERRUPTED:
+            return
+        from health_ml.training.callbacks.preempt import Preempt
+
+        trainer.callbacks.insert(0, Preempt(parse_preemption(text), self.record))  # type: ignore[attr-defined]
+
+    def _raise_cause(self, error: RuntimeError) -> None:
+        """Raises an error that names the process that has failed, if that is why this one has lost the connection."""
+        if self._launcher is None or not is_lost_connection(error):
+            return
+        if (failure := self._launcher.failed_rank()) is not None:
+            raise RankFailedError(str(failure), "The run can be continued from its checkpoint.") from error
 
     def _prepare_training(self) -> LightningDataModule:
         for method, is_mine in (
@@ -164,9 +186,8 @@ class TrainingRunner(RunnerBase):
             outputs, node = self.container.outputs_folder, self.environment.node_rank
             recovered = find_recovery_checkpoint(recovery_folder(outputs, node_rank=node))
             if recovered is not None:
-                return examine_checkpoint(
-                    recovered, is_trusted=self._is_in_own_folder or is_trusted(recovered, self.container)
-                )
+                is_own = self._is_in_own_folder or is_trusted(recovered, self.container)
+                return examine_checkpoint(self._as_last_checkpoint(recovered), is_trusted=is_own)
         if not self.container.resume_training:
             return None
         path = self.required_source_checkpoint("--resume_training")
@@ -174,10 +195,21 @@ class TrainingRunner(RunnerBase):
         check_epochs_left(start, self.container)
         return start
 
+    def _as_last_checkpoint(self, recovered: Path) -> Path:
+        """Returns the checkpoint after making it ``last.ckpt``, if it is one of the user's or ``autosave.ckpt``.
+
+        It can be that of the end of the training, and then nothing would write another one.
+        """
+        last = self.container.checkpoint_folder / LAST_CHECKPOINT
+        if recovered == last or not self.environment.is_global_rank_zero:
+            return recovered
+        copy_checkpoint(recovered, last)
+        return last
+
     @property
     def _is_in_own_folder(self) -> bool:
         """True if the run folder can hold only what this run wrote: another machine has another key to sign with."""
-        return self.environment.attempt > 0 or self.environment.is_in_azureml
+        return self.environment.is_in_azureml
 
     @property
     def _may_have_been_restarted(self) -> bool:

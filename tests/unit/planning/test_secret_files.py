@@ -29,6 +29,9 @@ SECRETS = {
     "backup.asc": ("-----BEGIN PGP PRIVATE KEY BLOCK-----\n", "it holds a private key"),
     "service-account.json": (json.dumps({"private_key": KEY_HEADER.format("")}), "it holds a private key"),
     "config.json": (json.dumps({"subscription_id": "s", "storage": [{"account_key": LONG}]}), "'account_key'"),
+    "conf/settings.yml": (f"host: here\npassword: {LONG}\n", "'password'"),
+    "config.yaml": (f"token: {LONG}\n", "'token'"),
+    "settings.ini": (f'[db]\ndb_password = "{LONG}"\n', "'db_password'"),
     "app/settings.local.json": (json.dumps({"db": {"password": LONG}}), "'password'"),
     "configuration.json": (json.dumps({"url": f"https://x.blob/y?sig={LONG * 3}"}), "it holds a token or a key"),
     "broken_config.json": (f'{{"api_key": "{LONG}", ', "'api_key'"),
@@ -46,6 +49,7 @@ HARMLESS = {
     ".env.example": "PASSWORD=" + LONG,
     "credentials.sample.json": json.dumps({"password": LONG}),
     "server.pem": "-----BEGIN CERTIFICATE-----\n",
+    "model_config.yaml": "tokenizer: bert-base-uncased\npad_token: <pad>\neos_token: endoftext\nn_tokens: 123456\n",
     "settings.json": json.dumps(
         {"password": "<your password>", "api_key": "${API_KEY}", "token": "", "secret": "xxxxxxx"}
     ),

@@ -16,7 +16,12 @@ from health_ml.training.signals import RunInterrupted, SignalGuard
 
 
 @pytest.mark.parametrize(
-    ("number", "status"), [(signal.SIGTERM, RunStatus.PREEMPTED), (signal.SIGINT, RunStatus.CANCELLED)]
+    ("number", "status"),
+    [
+        (signal.SIGTERM, RunStatus.PREEMPTED),
+        (signal.SIGUSR1, RunStatus.PREEMPTED),
+        (signal.SIGINT, RunStatus.CANCELLED),
+    ],
 )
 def test_signal_interrupts_the_main_thread_where_nobody_asks_for_it(number: int, status: RunStatus) -> None:
     guard = SignalGuard()
@@ -34,6 +39,27 @@ def test_deferred_signal_is_remembered() -> None:
             assert guard.received == signal.SIGTERM
         with pytest.raises(RunInterrupted, match="SIGTERM"):
             guard.raise_if_received()
+
+
+def test_sigterm_after_the_notice_of_a_batch_system_belongs_to_it() -> None:
+    guard = SignalGuard()
+    with guard.installed(), guard.deferring():
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert guard.received == signal.SIGUSR1
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert guard.received == signal.SIGTERM
+
+
+def test_handler_of_the_user_for_sigusr1_stays() -> None:
+    seen = []
+    before = signal.signal(signal.SIGUSR1, lambda number, frame: seen.append(number))
+    try:
+        with SignalGuard().installed() as guard:
+            os.kill(os.getpid(), signal.SIGUSR1)
+            os.kill(os.getpid(), 0)
+        assert (seen, guard.received) == ([signal.SIGUSR1], None)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
 
 
 def test_without_signal_nothing_happens() -> None:

@@ -73,8 +73,8 @@ class AutosaveCheckpoint(EpochCheckpoint):
         interval = self.every_n_epochs * (trainer.check_val_every_n_epoch or 1)
         return is_epoch and (trainer.current_epoch + 1) % interval == 0
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Removes the file: ``last.ckpt`` holds the same or more."""
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Removes the file, also if there was nothing left to train: ``last.ckpt`` holds the same or more."""
         last = self.path.with_name(LAST_CHECKPOINT)
         if trainer.is_global_zero and last.exists():
             for path in self.path.parent.glob(f"{AUTOSAVE_CHECKPOINT_STEM}*{self.path.suffix}"):

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint
+from pytorch_lightning.trainer.states import TrainerFn
 from torch import distributed
 
+from health_ml.training.loop_hooks import before, log_batch, log_epoch
 from health_ml.training.signals import RunInterrupted, SignalGuard
 
 
@@ -42,22 +45,31 @@ class StopOnSignal(Checkpoint):
         connector.register_signal_handlers = _do_nothing  # type: ignore[method-assign]
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Opens the channel between the processes."""
+        """Opens the channel between the processes, and hooks into the end of a batch after the hook of the model."""
         if trainer.world_size > 1 and distributed.is_initialized():
             self._group = distributed.new_group(backend="gloo")
+        before(trainer._logger_connector, "on_batch_end", lambda: self._after_batch(trainer))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """From here on there is something to save."""
         self._guard.start_deferring()
         self._is_validation_open = False
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Stops after this batch, unless it is the last of the epoch: what follows it belongs to the epoch."""
+    def _after_batch(self, trainer: Trainer) -> None:
+        """Stops after a batch, unless it is the last one of the training epoch: what follows it belongs to the epoch.
+
+        In the middle of a validation, which a resumed run repeats, it stops only if there is one process: the others
+        may have a different number of validation batches.
+        """
+        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
+            return
+        if trainer.validating:
+            if self._group is None:
+                self._stop_if_agreed(trainer)
+            return
         self._ask_all()
         if not trainer.is_last_batch:
-            self._stop_if_agreed(trainer)
+            self._stop_if_agreed(trainer, log=log_batch)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stops before the validation, which a resumed run starts with."""
@@ -65,22 +77,6 @@ class StopOnSignal(Checkpoint):
             return
         self._is_validation_open = True
         self._stop_if_agreed(trainer)
-
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Stops in the middle of a validation, which a resumed run repeats.
-
-        Only with one process: the others may have a different number of validation batches.
-        """
-        if not trainer.sanity_checking and self._group is None:
-            self._stop_if_agreed(trainer)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Notes that a checkpoint from here on includes the validation.
@@ -92,7 +88,7 @@ class StopOnSignal(Checkpoint):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stops between two epochs."""
         self._ask_all()
-        self._stop_if_agreed(trainer)
+        self._stop_if_agreed(trainer, log=log_epoch)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Training is complete: from here on a signal interrupts what follows."""
@@ -110,7 +106,7 @@ class StopOnSignal(Checkpoint):
         if "loops" not in checkpoint:
             return
         progress = checkpoint["loops"]["fit_loop"]
-        if _is_last_batch_ending(trainer):
+        if _is_validation_next(trainer):
             for counters in _counters(progress["epoch_loop.batch_progress"]):
                 counters["completed"] = counters["processed"]
         elif not self._is_validation_open:
@@ -135,24 +131,27 @@ class StopOnSignal(Checkpoint):
             self._votes, op=distributed.ReduceOp.MAX, group=self._group, async_op=True
         )
 
-    def _stop_if_agreed(self, trainer: Trainer) -> None:
+    def _stop_if_agreed(self, trainer: Trainer, log: Callable[[Trainer], None] | None = None) -> None:
+        """Saves a checkpoint and ends the run, if it was asked to stop.
+
+        :param log: Logs the metrics that the loop would log next.
+        """
         if self._group is None:
             self._agreed = self._guard.received
         if self._agreed is None:
             return
         if self._checkpoint is not None:
             trainer.save_checkpoint(self._checkpoint, weights_only=False)
+        if log is not None:
+            log(trainer)
         raise RunInterrupted(signal.Signals(self._agreed))
 
 
-def _is_last_batch_ending(trainer: Trainer) -> bool:
-    """True in the hooks at the end of the last batch of an epoch, if a validation follows them.
-
-    Checkpoints that a user has every so many steps can be written there.
-    """
+def _is_validation_next(trainer: Trainer) -> bool:
+    """True in the hooks at the end of a batch, if a validation follows them."""
     loop = trainer.fit_loop.epoch_loop
     counters: Any = loop.batch_progress.current
-    is_ending = loop.batch_progress.is_last_batch and counters.completed == counters.processed - 1
+    is_ending = counters.completed == counters.processed - 1
     return is_ending and loop._should_check_val_fx(trainer.fit_loop._data_fetcher)  # type: ignore[arg-type]
 
 
