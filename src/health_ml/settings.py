@@ -57,6 +57,8 @@ OUTPUT_DATASETS_FOLDER = "output_datasets"
 """Where a run outside AzureML writes what would become a dataset there."""
 CONSOLE_LOGS_FOLDER = "console_logs"
 CONSOLE_LOG = "console.log"
+DOWNLOADED_RUN_FILE = ".himl_run"
+"""Says in a folder of downloaded files which run they are of: it is no run folder."""
 FAN_OUT_TABLE = "fan_out.csv"
 FAN_OUT_PAGE = "fan_out.html"
 
@@ -66,6 +68,8 @@ LAST_CHECKPOINT_STEM = "last"
 LAST_CHECKPOINT = LAST_CHECKPOINT_STEM + CHECKPOINT_SUFFIX
 BEST_CHECKPOINT = "best" + CHECKPOINT_SUFFIX
 """In a fan-out: the checkpoint of its best trial."""
+BEST_OF_FAN_OUT = f"{CHECKPOINT_FOLDER}/best"
+"""The path that ``<id>:best`` stands for: no file, but the checkpoint of the best trial."""
 AUTOSAVE_CHECKPOINT_STEM = "autosave"
 AUTOSAVE_CHECKPOINT = AUTOSAVE_CHECKPOINT_STEM + CHECKPOINT_SUFFIX
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import statistics
 import subprocess
 import sys
 import time
@@ -137,12 +138,12 @@ def metrics_of(azureml: AzureML, job: Job) -> dict[str, float]:
     return {entry["key"]: entry["value"] for entry in azureml.run_data(job.name)["data"]["metrics"]}
 
 
-def check_inference(azureml: AzureML, job: Job, project: Path, *flags: str, rounding: float = 0.0) -> None:
+def check_inference(
+    azureml: AzureML, job: Job, project: Path, *flags: str, rounding: float = 0.0, checkpoint: str = ""
+) -> None:
     """Tests the checkpoint of a run in AzureML on this machine, and compares what comes out."""
-    tested = invoke(
-        ["--model=own.Own", "--run_inference_only", f"--src_checkpoint={job.name}", "--tracking_uri=none", *flags],
-        folder=project,
-    )
+    source = f"--src_checkpoint={checkpoint or job.name}"
+    tested = invoke(["--model=own.Own", "--run_inference_only", source, "--tracking_uri=none", *flags], folder=project)
     assert tested.exit_code == 0, tested.stderr
     assert tested.result is not None
     expected = metrics_of(azureml, job)["test/loss"]
@@ -175,7 +176,7 @@ def test_a_project_trains_there_and_is_tested_here(azureml: AzureML, project: Pa
         # Two processes add up their halves in another order than one that has all.
         (["--azure_datasets=slopes:2"], 1, ["--azure_datasets=slopes:2"], 0.0),
         (["--num_nodes=2"], 1, [], 1e-5),
-        (["--different_seeds=3"], 3, [], 0.0),
+        (["--different_seeds=3", "--primary_metric=val/loss"], 3, [], 0.0),
         (["--crossval_count=5"], 5, ["--crossval_count=5", "--crossval_index=4"], 0.0),
     ],
     ids=["dataset", "two nodes", "seeds", "folds"],
@@ -194,9 +195,16 @@ def test_other_jobs(
     losses = [metrics_of(azureml, run)["val/loss"] for run in runs]
     assert len(set(losses)) == count, "each trial is another training"
     status = invoke([f"--status={name[1]}", "--cluster=azureml"], folder=project)
-    listed = re.findall(r"  trial     (\S+): FINISHED", status.stdout)
-    assert listed == ([run.name for run in runs] if count > 1 else [])
+    if count > 1:
+        tests = [metrics_of(azureml, run)["test/loss"] for run in runs]
+        for text in (done.stdout, status.stdout):
+            listed = re.findall(r"^\d+ +\d+ .*FINISHED +\d+:\d\d +(\S+)$", text, re.MULTILINE)
+            assert listed == [run.name for run in runs]
+            assert re.search(rf"^test/loss +{count} +{statistics.fmean(tests):.6g} +", text, re.MULTILINE)
     check_inference(azureml, runs[-1], project, *inference, rounding=rounding)
+    if "--primary_metric=val/loss" in flags:
+        best = runs[losses.index(min(losses))]
+        check_inference(azureml, best, project, checkpoint=f"{name[1]}:best")
 
 
 @pytest.mark.slow

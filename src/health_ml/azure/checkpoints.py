@@ -12,10 +12,19 @@ from health_ml.azure.auth import get_credential
 from health_ml.azure.client import find_workspace
 from health_ml.azure.downloads import newest_outputs
 from health_ml.azure.history import Artifact, RunFacts, RunHistory
+from health_ml.azure.searches import best_trial, tested_checkpoint
 from health_ml.azure.transfer import BlobDownloader, RemoteFile, safe_path, writing_error
 from health_ml.errors import CheckpointError, RunNotFoundError, WorkspaceError, join_choices
 from health_ml.planning.snapshot import user_cache_folder
-from health_ml.settings import CHECKPOINT_CACHE_FOLDER, CHECKPOINT_FOLDER, CHECKPOINT_SUFFIX, OUTPUTS_FOLDER
+from health_ml.settings import (
+    BEST_CHECKPOINT,
+    BEST_OF_FAN_OUT,
+    CHECKPOINT_CACHE_FOLDER,
+    CHECKPOINT_FOLDER,
+    CHECKPOINT_SUFFIX,
+    LAST_CHECKPOINT,
+    OUTPUTS_FOLDER,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -36,8 +45,9 @@ class AzureMLCheckpoints:
     def fetch_checkpoint(self, run_id: str, remote_path: str, download_folder: Path) -> Path | None:
         """Returns the checkpoint of a run as a local file, or None if the workspace has no such run.
 
-        Of a run that was restarted, it is the one that the newest attempt has written. What is in the cache is
-        downloaded again only if it has changed.
+        Of a run that was restarted, it is the one that the newest attempt has written. Of a search, ``best`` is the
+        one that its best trial has tested, or else the last one of that. What is in the cache is downloaded again only
+        if it has changed.
 
         :param remote_path: Path in the outputs of the run, or from the top of the run, like ``outputs/…``.
         :param download_folder: Not used: other runs want the file too.
@@ -49,13 +59,17 @@ class AzureMLCheckpoints:
                 run = history.run(run_id)
             except RunNotFoundError:
                 return None
+            tested = ""
+            if run.is_sweep and remote_path in (BEST_OF_FAN_OUT, f"{CHECKPOINT_FOLDER}/{BEST_CHECKPOINT}"):
+                run, remote_path = _best_of(history, run), f"{CHECKPOINT_FOLDER}/{LAST_CHECKPOINT}"
+                tested = tested_checkpoint(history, run)
             artifacts = history.artifacts(run, f"{OUTPUTS_FOLDER}/")
-            artifact = _choose(artifacts, remote_path)
+            artifact = _choose(artifacts, tested) or _choose(artifacts, remote_path)
             if artifact is None:
                 raise _missing(history, run, artifacts, remote_path)
             workspace = history.workspace
         digest = hashlib.sha256(workspace.lower().encode()).hexdigest()[:8]
-        return self._download(artifact, self._cache_folder / f"{workspace.rpartition('/')[2]}-{digest}" / run_id)
+        return self._download(artifact, self._cache_folder / f"{workspace.rpartition('/')[2]}-{digest}" / run.run_id)
 
     def _download(self, artifact: Artifact, folder: Path) -> Path:
         target = safe_path(folder, artifact.path)
@@ -94,6 +108,14 @@ def checkpoint_stores(
     return [AzureMLCheckpoints(lambda: RunHistory.of_workspace(workspace.arm_id, credential), cache_folder)]
 
 
+def _best_of(history: RunHistory, search: RunFacts) -> RunFacts:
+    trial = best_trial(history, search)
+    if not search.run_status.is_final:
+        logger.warning("The search %s goes on: another trial may still be better.", search.run_id)
+    logger.info("The best trial of %s is %s.", search.run_id, trial.run_id)
+    return trial
+
+
 def _choose(artifacts: list[Artifact], remote_path: str) -> Artifact | None:
     """Returns the file that is meant: in the outputs, or from the top of the run."""
     newest = newest_outputs(artifacts)
@@ -112,5 +134,8 @@ def _missing(history: RunHistory, run: RunFacts, artifacts: list[Artifact], remo
         return CheckpointError(message, f"Its checkpoints are {', '.join(names[:_CHECKPOINTS_TO_NAME])}{more}.")
     children = [child.run_id for child in history.children(run)]
     if children:
-        return CheckpointError(message, f"It is a search: give the id of a trial, like {join_choices(children[:5])}.")
+        return CheckpointError(
+            message,
+            f"It is a search: give the id of a trial, like {join_choices(children[:5])}, or {run.run_id}:best.",
+        )
     return CheckpointError(message, "It has no checkpoints at all.")

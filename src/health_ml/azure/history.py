@@ -6,12 +6,13 @@ The SDK's client of it takes seconds to load and cannot be used with the token o
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from health_ml.azure.rest import ARM_ADDRESS, Credential, Patience, RestClient, ServiceError
 from health_ml.errors import RunNotFoundError
+from health_ml.records.record import RunStatus
 
 if TYPE_CHECKING:
     from azure.ai.ml import MLClient
@@ -21,6 +22,15 @@ _PROVIDER = "providers/Microsoft.MachineLearningServices/workspaces"
 _IN_JOB = ("AZUREML_SERVICE_ENDPOINT", "AZUREML_RUN_TOKEN", "AZUREML_ARM_SUBSCRIPTION", "AZUREML_ARM_RESOURCEGROUP",
            "AZUREML_ARM_WORKSPACE_NAME")  # fmt: skip
 _NO_END = 1 << 40
+_STATUSES = {
+    "Completed": RunStatus.FINISHED,
+    "Finished": RunStatus.FINISHED,
+    "Failed": RunStatus.FAILED,
+    "NotResponding": RunStatus.FAILED,
+    "Canceled": RunStatus.CANCELLED,
+    **dict.fromkeys(("NotStarted", "Queued", "Starting", "Provisioning", "Preparing"), RunStatus.QUEUED),
+}
+"""What the service calls a status."""
 
 _addresses: dict[str, str] = {}
 """Address of the data plane by workspace: asking takes two requests, and it never changes."""
@@ -36,6 +46,7 @@ class RunFacts:
     :param parent_id: Id of the sweep that it is a trial of, or None.
     :param attempt: How often the service has started it again.
     :param is_sweep: True if its children are the trials of a search.
+    :param properties: What was said about it when it was submitted, and what the service adds.
     """
 
     run_id: str
@@ -46,6 +57,12 @@ class RunFacts:
     tags: Mapping[str, str]
     attempt: int
     is_sweep: bool = False
+    properties: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def run_status(self) -> RunStatus:
+        """Its status in our words; what we know no word for means that the run goes on."""
+        return _STATUSES.get(self.status, RunStatus.RUNNING)
 
 
 @dataclass(frozen=True)
@@ -217,6 +234,7 @@ def _facts(record: Mapping[str, Any]) -> RunFacts:
         tags=record.get("tags") or {},
         attempt=max(0, int(record.get("currentAttemptId") or 1) - 1),
         is_sweep="hyperdrive" in str(record.get("runType")).lower(),
+        properties=record.get("properties") or {},
     )
 
 

@@ -15,11 +15,13 @@ from health_ml.azure.command import check_values, encoded_names, job_command
 from health_ml.azure.compute import SERVERLESS
 from health_ml.azure.environments import environment_of
 from health_ml.azure.sweep_body import (
+    SEARCH_PROPERTY,
     early_termination_body,
     iso_duration,
     limits_body,
     objective_body,
     sampling_body,
+    search_property,
     search_space_body,
 )
 from health_ml.errors import PlanError
@@ -45,7 +47,6 @@ LONGEST_TAG = 1000
 LONGEST_TAG_NAME = 100
 MOST_TAGS = 50
 """What the service's page on limits says about tags and properties: characters of a value and of a name, and number."""
-"""Property of a sweep job: a JSON object from its names in AzureML to the names of the parameters that vary."""
 JOB_TIERS = {"spot": "Spot", "basic": "Basic", "standard": "Standard", "premium": "Premium"}
 PRIORITIES = {"low": 1, "medium": 2, "high": 3}
 SERVICES = {"jupyter": "JupyterLab", "vscode": "VSCode", "tensorboard": "TensorBoard", "ssh": "SSH"}
@@ -78,11 +79,13 @@ def _sweep_body(plan: JobPlan, cluster: str, space: SearchSpace) -> dict[str, An
     names = encoded_names(space.parameter_names)
     program = _program(plan, job_command(plan.argv, names))
     program["environmentVariables"][ENV_TRIAL] = "1"
+    common = _common(plan, cluster)
+    common["properties"][SEARCH_PROPERTY] = search_property(space, names, longest=LONGEST_TAG)
     if space.primary_metric is not None:
         program["environmentVariables"][ENV_PRIMARY_METRIC] = space.primary_metric
     body = {
         "jobType": "Sweep",
-        **_common(plan, cluster),
+        **common,
         "searchSpace": search_space_body(space, names),
         "samplingAlgorithm": sampling_body(space),
         "objective": objective_body(space),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -32,6 +33,8 @@ MAX_TRIALS = 1000
 MAX_CHOICES = 1000
 SHORTEST_LIMIT = 60
 """Seconds. The service takes a shorter limit for sixty days."""
+SEARCH_PROPERTY = "himl.search"
+"""Property of a sweep job: what those have to know who read its results, as JSON."""
 _BAYESIAN = ("choice", "uniform", "quniform")
 
 
@@ -68,6 +71,18 @@ def sampling_body(space: SearchSpace) -> dict[str, Any]:
 def objective_body(space: SearchSpace) -> dict[str, Any]:
     """Returns what a search optimises. AzureML wants a metric even where nothing depends on it."""
     return {"goal": space.goal.value, "primaryMetric": space.primary_metric or DEFAULT_METRIC_OF_TUNING}
+
+
+def search_property(space: SearchSpace, names: Mapping[str, str], *, longest: int) -> str:
+    """Returns the text of a property that says which metric ranks the trials, if any, and what AzureML renamed.
+
+    :param names: The name in AzureML of each parameter.
+    :param longest: Length of a property. The names are left out if there are too many: those of AzureML are readable.
+    """
+    found: dict[str, Any] = {"primary_metric": space.primary_metric, "goal": space.goal.value}
+    renamed = {encoded: name for name, encoded in names.items() if encoded != name}
+    complete = json.dumps({**found, "names": renamed})
+    return complete if len(complete) <= longest else json.dumps(found)
 
 
 def early_termination_body(policy: EarlyTerminationPolicy, sampling: Sampling) -> dict[str, Any]:

@@ -13,11 +13,12 @@ from health_ml.azure.job_body import job_body
 from health_ml.azure.sweep_body import MAX_TRIALS
 from health_ml.backends.base import Backend, BackendContext, Request, RunHandle
 from health_ml.environment import process_environment
-from health_ml.errors import HimlError, PlanError, WorkspaceError
+from health_ml.errors import HimlError, OutputError, PlanError, WorkspaceError
 from health_ml.experiment_config import JOB_FLAGS
 from health_ml.planning.plan import JobPlan
 from health_ml.planning.provenance import GitState
 from health_ml.planning.snapshot import Snapshot, hash_cache_folder, user_cache_folder
+from health_ml.records.fan_out_report import FanOutReport
 from health_ml.records.record import RunStatus
 from health_ml.settings import UPLOAD_MEMORY_FOLDER
 
@@ -28,17 +29,6 @@ DEFAULT_DATASTORE = "workspaceblobstore"
 """The datastore in the storage account in which AzureML keeps code."""
 CANCEL_SECONDS = 30.0
 """How long ``cancel`` waits for the run to end; AzureML gives a job minutes to save what it has."""
-
-
-_STATUSES = {
-    "Completed": RunStatus.FINISHED,
-    "Finished": RunStatus.FINISHED,
-    "Failed": RunStatus.FAILED,
-    "NotResponding": RunStatus.FAILED,
-    "Canceled": RunStatus.CANCELLED,
-    **dict.fromkeys(("NotStarted", "Queued", "Starting", "Provisioning", "Preparing"), RunStatus.QUEUED),
-}
-"""What the service calls a status; whatever it has besides means that the run goes on."""
 
 
 class AzureMLRunHandle(RunHandle):
@@ -80,16 +70,28 @@ class AzureMLRunHandle(RunHandle):
         account = self._account
         with account.errors("The status of the run cannot be found"), RunHistory.of_client(account.client) as history:
             # The history knows trials as well as jobs, in one request.
-            return _STATUSES.get(history.run(self.run_id).status, RunStatus.RUNNING)
+            return history.run(self.run_id).run_status
 
-    def trials(self) -> list[tuple[str, RunStatus]]:
-        """Returns the trials of a sweep in the order of their numbers."""
+    def report(self) -> FanOutReport | None:
+        """Returns what the trials of a search found, as far as they have recorded it; None for any other run.
+
+        Who may ask for runs may still have no way to the storage: then the table lacks what the trials logged.
+        """
         from health_ml.azure.history import RunHistory
+        from health_ml.azure.rest import ServiceError
+        from health_ml.azure.searches import search_report
 
         account = self._account
         with account.errors("The trials cannot be listed"), RunHistory.of_client(account.client) as history:
-            children = history.children(history.run(self.run_id))
-        return [(child.run_id, _STATUSES.get(child.status, RunStatus.RUNNING)) for child in children]
+            run = history.run(self.run_id)
+            if not run.is_sweep:
+                return None
+            trials = history.children(run)
+            try:
+                return search_report(history, run, trials)
+            except (ServiceError, OutputError) as error:
+                logger.warning("The metrics of the trials cannot be shown: %s", error.message)
+                return search_report(history, run, trials, has_records=False)
 
     def stream(self, write: Callable[[str], object]) -> None:
         """Hands every line of the job's logs to ``write``, from the beginning, until it has ended."""

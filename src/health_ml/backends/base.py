@@ -20,6 +20,7 @@ from health_ml.planning.provenance import GitState
 from health_ml.planning.snapshot import Snapshot, snapshot_store_folder
 from health_ml.planning.snapshot_store import SnapshotStore
 from health_ml.records.encoding import encode_value
+from health_ml.records.fan_out_report import FanOutReport
 from health_ml.records.record import RunStatus
 
 
@@ -60,9 +61,9 @@ class RunHandle(ABC):
         """Returns what a user wants to know about where the run is, by a word for each: folder, page and so on."""
         return {}
 
-    def trials(self) -> list[tuple[str, RunStatus]]:
-        """Returns the ids of the trials of a fan-out, and how each stands, as far as the back end knows them."""
-        return []
+    def report(self) -> FanOutReport | None:
+        """Returns what the trials of a fan-out found so far; None for any other run, or if its log says that."""
+        return None
 
     @abstractmethod
     def status(self) -> RunStatus:

@@ -13,15 +13,13 @@ from health_ml.errors import ArgumentsError, CheckpointError, RunNotFoundError, 
 from health_ml.planning.fan_out_folder import FanOutFolder
 from health_ml.planning.run_store import find_run_folder
 from health_ml.settings import (
-    BEST_CHECKPOINT,
-    CHECKPOINT_FOLDER,
+    BEST_OF_FAN_OUT,
     CHECKPOINT_SUFFIX,
     OUTPUTS_FOLDER,
     PRETRAINED_MODELS_FOLDER,
 )
 
 _CHECKPOINTS_TO_NAME = 10
-_BEST = f"{CHECKPOINT_FOLDER}/{Path(BEST_CHECKPOINT).stem}"
 
 
 class CheckpointStore(Protocol):
@@ -117,7 +115,7 @@ def _checkpoint_in_run(run_folder: Path, remote_path: str) -> Path:
     In a fan-out, ``best`` stands for the checkpoint of the best trial.
     """
     fan_out = FanOutFolder(run_folder)
-    if remote_path == _BEST and fan_out.exists:
+    if remote_path == BEST_OF_FAN_OUT and fan_out.exists:
         return _best_checkpoint(fan_out)
     for candidate in (remote_path, remote_path.removeprefix(f"{OUTPUTS_FOLDER}/")):
         if is_file(run_folder / candidate):

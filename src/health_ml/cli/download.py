@@ -16,6 +16,7 @@ from health_ml.cli.unknown import unknown_flag_problems
 from health_ml.deep_learning_config import parameters_of
 from health_ml.errors import ArgumentsError
 from health_ml.experiment_config import AzureMLParams, ExperimentConfig
+from health_ml.settings import DOWNLOADED_RUN_FILE
 
 USAGE = "usage: himl-download --run=ID[,ID] [--FLAG=VALUE ...]"
 SUMMARY = (
@@ -24,8 +25,6 @@ SUMMARY = (
     "--output_dir, each run gets a folder of its own."
 )
 DEFAULT_FOLDER = Path("outputs")
-OWNER_FILE = ".himl_run"
-"""Says in a folder which run its files are of."""
 
 
 class DownloadFlags(param.Parameterized):
@@ -37,7 +36,8 @@ class DownloadFlags(param.Parameterized):
     files_to_download = param.String(
         default="*",
         doc="Pattern of paths in the run: '*' for all, 'outputs/*', 'user_logs/*'; or of paths in its outputs folder, "
-        "like 'checkpoints/*.ckpt', which stands for the newest version of each if the run was restarted.",
+        "like 'checkpoints/*.ckpt', which stands for the newest version of each if the run was restarted. A search "
+        "also has its results, fan_out.csv and fan_out.html.",
     )
     workspace_config_path = ExperimentConfig.param.workspace_config_path
     auth = AzureMLParams.param.auth
@@ -65,6 +65,7 @@ def download(
     from health_ml.azure.client import find_workspace
     from health_ml.azure.downloads import download_from_run
     from health_ml.azure.history import RunHistory
+    from health_ml.azure.searches import write_tables
 
     workspace = find_workspace(
         config_path=flags.workspace_config_path, start_directory=start_directory, environ=environ
@@ -77,12 +78,13 @@ def download(
             folder = target / run_id if has_own else target
             _check_owner(folder, run_id)
             files = download_from_run(history, run_id, flags.files_to_download, folder)
+            files += write_tables(history, history.run(run_id), flags.files_to_download, folder)
             if not files:
                 raise ArgumentsError(
                     f"The run {run_id} has no file that matches --files_to_download={flags.files_to_download}.",
                     "Patterns are about paths like outputs/checkpoints/last.ckpt or user_logs/std_log.txt.",
                 )
-            (folder / OWNER_FILE).write_text(f"{run_id}\n", encoding="utf-8")
+            (folder / DOWNLOADED_RUN_FILE).write_text(f"{run_id}\n", encoding="utf-8")
             noun = "file" if len(files) == 1 else "files"
             write(f"{run_id}: {len(files)} {noun} in {folder}")
     return 0
@@ -91,7 +93,7 @@ def download(
 def _check_owner(folder: Path, run_id: str) -> None:
     """Raises an error if a folder has the files of another run, which have the same names."""
     try:
-        owner = (folder / OWNER_FILE).read_text(encoding="utf-8").strip()
+        owner = (folder / DOWNLOADED_RUN_FILE).read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError):
         return
     if owner != run_id:

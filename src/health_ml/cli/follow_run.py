@@ -87,8 +87,9 @@ def show_status(command: CommandLine, place: Place, *, write: Write) -> int:
     if flags.config.cluster:
         handle = _handle(command.status, flags, place)
         status = handle.status()
-        trials = [f"  trial     {name}: {of_trial.value}" for name, of_trial in handle.trials()]
-        write("\n".join([f"Run {handle.run_id}: {status.value}", *_rows(handle.facts()), *trials]))
+        report = handle.report()
+        table = ["", report.to_text()] if report is not None else []
+        write("\n".join([f"Run {handle.run_id}: {status.value}", *_rows(handle.facts()), *table]))
     else:
         folder = find_run_folder(command.status, place.project_root, flags.output_to)
         status, text = _local_status(command.status, folder)

@@ -222,6 +222,9 @@ def follow(handle: RunHandle, write: Write, *, output_to: Path | None = None) ->
             f"himl-runner --cancel={handle.run_id}{store} ends it."
         )
         raise
+    report = handle.report()
+    if report is not None:
+        write(f"\n{report.to_text()}")
     write(f"\nRun {handle.run_id}: {status.value}")
     for name, text in handle.facts().items():
         write(f"  {name:<10}{text}")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from health_ml.errors import RunNotFoundError, did_you_mean
 from health_ml.planning.fan_out_folder import find_trial_folder
-from health_ml.settings import OUTPUTS_FOLDER
+from health_ml.settings import DOWNLOADED_RUN_FILE, OUTPUTS_FOLDER
 
 _IN_AZUREML = re.compile(r"[a-z0-9_-]+_\d{8}t\d{6}z_[0-9a-f]{8}(_\d+)?")
 
@@ -42,7 +43,7 @@ def find_run_folder(run_id: str, project_root: Path, output_to: Path | None = No
     stores = run_store_folders(project_root, output_to)
     if is_plain_name(run_id):
         for store in stores:
-            if (store / run_id).is_dir():
+            if _is_run_folder(store / run_id):
                 return store / run_id
         for store in stores:
             trial = find_trial_folder(store, run_id)
@@ -66,7 +67,12 @@ def is_plain_name(name: str) -> bool:
 def _run_folders(stores: tuple[Path, ...]) -> Iterator[Path]:
     for store in stores:
         if store.is_dir():
-            yield from (entry for entry in store.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+            yield from (entry for entry in store.iterdir() if _is_run_folder(entry) and not entry.name.startswith("."))
+
+
+def _is_run_folder(folder: Path) -> bool:
+    # Nobody has to be able to look into the folders of others.
+    return folder.is_dir() and not os.access(folder / DOWNLOADED_RUN_FILE, os.F_OK)
 
 
 def _way_out(run_id: str, runs: list[Path]) -> str:
