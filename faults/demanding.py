@@ -47,6 +47,8 @@ class DemandingModel(LightningModule):
     """
 
     order: torch.Tensor
+    monitor = "val/loss"
+    """The metric that the schedule watches."""
 
     def __init__(self, pause: float = 0.0) -> None:
         super().__init__()
@@ -118,7 +120,7 @@ class DemandingModel(LightningModule):
         optimizer = torch.optim.Adam(groups, lr=0.05)
         plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0, factor=0.5)
         steps = torch.optim.lr_scheduler.StepLR(optimizer, step_size=3, gamma=0.9)
-        schedulers = [{"scheduler": plateau, "monitor": "val/loss"}, {"scheduler": steps, "interval": "step"}]
+        schedulers = [{"scheduler": plateau, "monitor": self.monitor}, {"scheduler": steps, "interval": "step"}]
         return [optimizer], schedulers
 
 

@@ -29,10 +29,10 @@ def test_a_job_runs_with_its_data_and_leaves_its_outputs(
     from azure.ai.ml import Input, Output
     from azure.ai.ml.entities import Data
 
-    folder = tmp_path / "letters"
+    folder = tmp_path / "letters_to_run"
     folder.mkdir()
     (folder / "a.txt").write_text("alpha")
-    client.data.create_or_update(Data(name="letters", version="1", path=str(folder), type="uri_folder"))
+    client.data.create_or_update(Data(name="letters_to_run", version="1", path=str(folder), type="uri_folder"))
     text = """
 import os, sys
 from pathlib import Path
@@ -47,7 +47,7 @@ print("done")
     job = script(
         text,
         command="python main.py ${{inputs.data}} ${{outputs.out}} ${{inputs.number}}",
-        inputs={"data": Input(path="azureml:letters:1", type="uri_folder"), "number": 3},
+        inputs={"data": Input(path="azureml:letters_to_run:1", type="uri_folder"), "number": 3},
         outputs={"out": Output(type="uri_folder")},
     )
     name = client.jobs.create_or_update(job).name

@@ -43,5 +43,5 @@ def run_container(
 class _NoMirror:
     """A mirror that has nothing to do."""
 
-    def finish(self, timeout_seconds: float) -> MirrorState:
+    def finish(self, timeout_seconds: float, **_: float) -> MirrorState:
         return MirrorState(is_complete=True, message="", tracking_uri="none", mlflow_run_id=None)

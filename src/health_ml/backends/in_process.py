@@ -241,7 +241,7 @@ class _Run:
         """Runs as one of the processes that help the first one; that one writes down how the run went."""
         guard = SignalGuard()
         try:
-            with guard.installed(), scheduled_events(self.environment), ending_with_parent(self.environment):
+            with guard.installed(), scheduled_events(self.environment, guard), ending_with_parent(self.environment):
                 outcome = self.runner(None, guard).run()
         except RunInterrupted as interruption:
             return self.interrupted(interruption, {}, ())
@@ -301,7 +301,7 @@ class _RecordedRun:
         environment = self._run.environment
         with ExitStack() as stack:
             stack.enter_context(self._guard.installed())
-            stack.enter_context(scheduled_events(environment))
+            stack.enter_context(scheduled_events(environment, self._guard))
             stack.enter_context(ending_with_parent(environment))
             stack.enter_context(exiting_with(EXIT_FAILED))
             try:

@@ -15,6 +15,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 from urllib.parse import quote
 
@@ -101,7 +102,7 @@ def remember_secrets(values: Mapping[str, Any]) -> None:
 
 def remember_secret_arguments(argv: Sequence[str]) -> None:
     """Masks from now on, in this process, the secrets on a command line."""
-    for argument, following in zip(argv, [*argv[1:], ""], strict=True):
+    for argument, following in pairwise([*argv, ""]):
         if argument.startswith("--"):
             name, equals, value = argument.partition("=")
             remember_secrets({name: value if equals or following.startswith("--") else following})
@@ -205,6 +206,15 @@ def mask_value(name: str, value: Any) -> Any:
     if is_secret_name(name) and _can_be_secret(name, value):
         return MASK
     return mask_text(value) if isinstance(value, str) else value
+
+
+def mask_certain(name: str, text: str) -> str:
+    """Returns a text with only what can be nothing but a secret masked, for values that a program goes on with.
+
+    A secret name is not enough: a model may call any word its ``key`` or ``token``.
+    """
+    is_certain = is_secret_name(name) and _is_distinct(name, text) and any(letter.isdigit() for letter in text)
+    return MASK if is_certain else mask_program_text(text)
 
 
 def _can_be_secret(name: str, value: Any) -> bool:

@@ -24,5 +24,6 @@ class EvalRunner(RunnerBase):
         with restored_environment():
             data = self.get_data("get_eval_data_module", ["test_step"])
             trainer = self.create_trainer(is_inference=True)
+            self.start_evaluation()
             metrics = self.evaluate(trainer, data, checkpoint, has_validation=False)
         return RunOutcome(metrics, checkpoint=checkpoint)

@@ -19,6 +19,18 @@ def before(owner: Any, method: str, action: Callable[..., None]) -> None:
     setattr(owner, method, run_both)
 
 
+def after(owner: Any, method: str, action: Callable[[], None]) -> None:
+    """Lets an action run after a method of one object, if that comes to its end."""
+    original = getattr(owner, method)
+
+    def run_both(*arguments: Any) -> Any:
+        result = original(*arguments)
+        action()
+        return result
+
+    setattr(owner, method, run_both)
+
+
 def log_batch(trainer: Trainer) -> None:
     """Hands on what a batch has logged, as the loop does after the hooks at the end of the batch."""
     connector = trainer._logger_connector

@@ -160,6 +160,20 @@ class RunnerBase:
             )
         return trainer
 
+    def trusts(self, checkpoint: Path) -> bool:
+        """Returns True for a checkpoint of which this user knows who wrote it, so that torch may load all of it.
+
+        In AzureML, what is in the outputs of a job was written by this job, maybe on another machine, which had another
+        key to sign with.
+        """
+        is_of_job = self.environment.is_in_azureml and checkpoint.is_relative_to(self.container.outputs_folder)
+        return is_of_job or is_trusted(checkpoint, self.container)
+
+    def start_evaluation(self) -> None:
+        """Lets the metrics of an evaluation that is started again take the place of those of the attempts before."""
+        if self.record is not None and self.environment.attempt > 0:
+            self.record.start_training(0)
+
     def evaluate(
         self, trainer: Trainer, data: LightningDataModule, checkpoint: Path | None, *, has_validation: bool
     ) -> dict[str, float]:
@@ -170,7 +184,7 @@ class RunnerBase:
         metrics: dict[str, float] = {}
         arguments: dict[str, Any] = {"datamodule": data, "verbose": False}
         if checkpoint is not None:
-            examined = examine_checkpoint(checkpoint, is_trusted=is_trusted(checkpoint, self.container))
+            examined = examine_checkpoint(checkpoint, is_trusted=self.trusts(checkpoint))
             arguments.update(ckpt_path=str(checkpoint), weights_only=examined.is_weights_only)
             examined.place(trainer)
         with (

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from health_ml.environment import RunEnvironment
+from health_ml.training.signals import SignalGuard
 
 logger = logging.getLogger(__name__)
 
@@ -33,8 +34,10 @@ _AZURE = "7783-7084-3265-9085-8269-3286-77"
 
 
 @contextmanager
-def scheduled_events(environment: RunEnvironment) -> Iterator[None]:
+def scheduled_events(environment: RunEnvironment, guard: SignalGuard) -> Iterator[None]:
     """Sends this process SIGTERM if Azure takes the machine back while the body runs.
+
+    :param guard: What handles the signal. The SIGTERM with which the machine goes down later is no second request.
 
     A thread asks, so nothing waits for the answer. One process per machine does so, and only in Azure.
     """
@@ -43,7 +46,7 @@ def scheduled_events(environment: RunEnvironment) -> Iterator[None]:
         yield
         return
     is_over = threading.Event()
-    thread = threading.Thread(target=_watch, args=(address, is_over), name="himl-scheduled-events", daemon=True)
+    thread = threading.Thread(target=_watch, args=(address, is_over, guard), name="himl-scheduled-events", daemon=True)
     thread.start()
     try:
         yield
@@ -85,7 +88,7 @@ def announced_end(document: Any, machine: str) -> str:
     return ""
 
 
-def _watch(address: str, is_over: threading.Event) -> None:
+def _watch(address: str, is_over: threading.Event, guard: SignalGuard) -> None:
     import requests  # takes a while to import, which must not hold up the start
 
     with requests.Session() as session:
@@ -97,7 +100,7 @@ def _watch(address: str, is_over: threading.Event) -> None:
                 machine = _machine_name(session, address) if machine is None else machine
                 while not is_over.is_set():
                     if kind := announced_end(_get(session, f"{address}/{_EVENTS}").json(), machine):
-                        _stop(kind, is_over)
+                        _stop(kind, is_over, guard)
                         return
                     is_over.wait(_POLL_SECONDS)
             except (requests.RequestException, ValueError) as error:
@@ -106,9 +109,10 @@ def _watch(address: str, is_over: threading.Event) -> None:
                 return
 
 
-def _stop(kind: str, is_over: threading.Event) -> None:
+def _stop(kind: str, is_over: threading.Event, guard: SignalGuard) -> None:
     if not is_over.is_set():
         logger.warning(f"Azure takes this machine back (scheduled event {kind}).")
+        guard.expect_termination()
         os.kill(os.getpid(), signal.SIGTERM)
 
 

@@ -51,6 +51,7 @@ class SignalGuard:
         self._is_deferring = False
         self._received: int | None = None
         self._ignored_terminations = 0
+        self._expected_terminations = 0
 
     @property
     def received(self) -> int | None:
@@ -88,6 +89,10 @@ class SignalGuard:
         finally:
             self.stop_deferring()
 
+    def expect_termination(self) -> None:
+        """Announces one SIGTERM more, which belongs to one that this process sends itself."""
+        self._expected_terminations += 1
+
     def start_deferring(self) -> None:
         """From here on, a signal is only remembered."""
         self._is_deferring = True
@@ -99,6 +104,9 @@ class SignalGuard:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:
             self._handle_in_data_loader(number)
+            return
+        if self._received is not None and number == signal.SIGTERM and self._expected_terminations:
+            self._expected_terminations -= 1
             return
         if self._received is not None:
             if (self._received, number) != (signal.SIGUSR1, signal.SIGTERM):  # which belong together

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,6 +59,7 @@ class TrainingRunner(RunnerBase):
             source = self.required_source_checkpoint("--run_inference_only")
             self._check_something_to_infer()
             self._announce_extra_validation()
+            self.start_evaluation()
             metrics = self._infer(source)
             return RunOutcome(metrics, checkpoint=source)
         with ExitStack() as distributed_training:
@@ -186,8 +188,8 @@ class TrainingRunner(RunnerBase):
             outputs, node = self.container.outputs_folder, self.environment.node_rank
             recovered = find_recovery_checkpoint(recovery_folder(outputs, node_rank=node))
             if recovered is not None:
-                is_own = self._is_in_own_folder or is_trusted(recovered, self.container)
-                return examine_checkpoint(self._as_last_checkpoint(recovered), is_trusted=is_own)
+                start = examine_checkpoint(recovered, is_trusted=self.trusts(recovered))
+                return replace(start, path=self._as_last_checkpoint(recovered))
         if not self.container.resume_training:
             return None
         path = self.required_source_checkpoint("--resume_training")
@@ -205,11 +207,6 @@ class TrainingRunner(RunnerBase):
             return recovered
         copy_checkpoint(recovered, last)
         return last
-
-    @property
-    def _is_in_own_folder(self) -> bool:
-        """True if the run folder can hold only what this run wrote: another machine has another key to sign with."""
-        return self.environment.is_in_azureml
 
     @property
     def _may_have_been_restarted(self) -> bool:

@@ -115,12 +115,24 @@ def test_one_warning_about_what_has_no_plain_form(caplog: pytest.LogCaptureFixtu
 
 
 def test_secrets_do_not_get_into_checkpoints() -> None:
-    values = {"rate": 1, "hub_token": "abcdef", "nested": {"urls": ["https://me:pass@host/x"], "password": "p"}}
+    token = "a1b2c3d4e5f6a7b8c9d0"
+    values = {"rate": 1, "hub_token": token, "nested": {"urls": ["https://me:pass@host/x"], "password": "p4ss-w0rd!"}}
 
     plain = with_plain_hyperparameters({"hyper_parameters": values})["hyper_parameters"]
 
     assert plain == {"rate": 1, "hub_token": "***", "nested": {"urls": ["https://***@host/x"], "password": "***"}}
-    assert values["hub_token"] == "abcdef"
+    assert values["hub_token"] == token
+
+
+def test_what_only_sounds_like_a_secret_stays_as_it_is() -> None:
+    values = {
+        "keys": ["image", "label"],
+        "key": "image",
+        "token": "[CLS]",
+        "signature": "serving_default",
+        "text_key": "t",
+    }
+    assert with_plain_hyperparameters({"hyper_parameters": values})["hyper_parameters"] == values
 
 
 def test_harmless_classes_are_those_of_plain_values(tmp_path: Path) -> None:

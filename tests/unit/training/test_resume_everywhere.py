@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pytorch_lightning import Callback, Trainer
+from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
 
 from faults.compare import differences, metric_rows
 from faults.demanding import TRAIN_BATCHES, VAL_BATCHES, Demanding
@@ -40,13 +40,33 @@ class StopAt(Callback):
 
 
 class Stopping(Demanding):
-    def __init__(self, number: int | None = None, trainer: dict[str, Any] | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        number: int | None = None,
+        trainer: dict[str, Any] | None = None,
+        has_validation: bool = True,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
+        self.has_validation = has_validation
         self.stop_at = StopAt(number)
         self.trainer_argument_overrides.update(trainer or {})
 
+    def create_model(self) -> LightningModule:
+        model = super().create_model()
+        if not self.has_validation:
+            model.monitor = "train/loss"
+        return model
+
+    def get_data_module(self) -> LightningDataModule:
+        data = super().get_data_module()
+        if not self.has_validation:
+            data.val_dataloader = lambda: []  # type: ignore[method-assign]
+        return data
+
     def get_callbacks(self) -> list[Callback]:
-        return [*super().get_callbacks(), self.stop_at]
+        callbacks = super().get_callbacks() if self.has_validation else []
+        return [*callbacks, self.stop_at]
 
 
 def run(folder: Path, number: int | None = None, **kwargs: Any) -> RunStatus:
@@ -86,6 +106,7 @@ VALIDATIONS_WITHIN = {"trainer": {"val_check_interval": 2}, "pl_accumulate_grad_
     ("settings", "numbers"),
     [
         pytest.param(VALIDATIONS_WITHIN, (0, 1, 3, 7, 12, 19, 24), id="validations within an epoch"),
+        pytest.param({"has_validation": False}, (1, 5, 9), id="no validation"),
         pytest.param({"trainer": {"max_steps": 8}}, (2, 4, 9, 12), id="limit of steps"),
     ],
 )

@@ -71,7 +71,7 @@ def test_preemption_stops_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     with (
         serving(behave) as server,
         guard.installed(),
-        scheduled_events(RunEnvironment(scheduled_events=server.url)),
+        scheduled_events(RunEnvironment(scheduled_events=server.url), guard),
         pytest.raises(RunInterrupted, match="SIGTERM"),
     ):
         time.sleep(10)
@@ -85,14 +85,14 @@ def test_preemption_stops_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_nobody_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_POLL_SECONDS", 0.001)
-    with scheduled_events(RunEnvironment(scheduled_events="http://127.0.0.1:9")):
+    with scheduled_events(RunEnvironment(scheduled_events="http://127.0.0.1:9"), SignalGuard()):
         time.sleep(0.2)
 
 
 def test_other_processes_of_a_machine_do_not_ask() -> None:
     with (
         serving(lambda handler, index: send(handler, b"{}")) as server,
-        scheduled_events(RunEnvironment(local_rank=1, scheduled_events=server.url)),
+        scheduled_events(RunEnvironment(local_rank=1, scheduled_events=server.url), SignalGuard()),
     ):
         time.sleep(0.1)
     assert server.requests == []

@@ -41,6 +41,15 @@ def test_deferred_signal_is_remembered() -> None:
             guard.raise_if_received()
 
 
+def test_an_announced_termination_is_no_second_signal() -> None:
+    guard = SignalGuard()
+    with guard.installed(), guard.deferring():
+        guard.expect_termination()
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert guard.received == signal.SIGTERM
+
+
 def test_sigterm_after_the_notice_of_a_batch_system_belongs_to_it() -> None:
     guard = SignalGuard()
     with guard.installed(), guard.deferring():

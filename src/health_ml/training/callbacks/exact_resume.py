@@ -25,7 +25,7 @@ from pytorch_lightning.trainer.call import _call_callbacks_state_dict
 from torch import distributed
 
 from health_ml.training.epoch_state import get_gradients, get_metrics, set_gradients, set_latest_metrics, set_metrics
-from health_ml.training.loop_hooks import before, log_batch, log_epoch
+from health_ml.training.loop_hooks import after, before, log_batch, log_epoch
 
 if TYPE_CHECKING:
     from health_ml.records.record import RunRecord
@@ -115,6 +115,9 @@ class ExactResume(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """From here on, a checkpoint includes the validation."""
+        self._forget_validation()
+
+    def _forget_validation(self) -> None:
         self._before_validation = None
 
     def _states_now(self, trainer: Trainer) -> States:
@@ -164,6 +167,7 @@ class ExactResume(Callback):
         before(loop, "setup_data", lambda: self._before_data(trainer))
         before(loop.epoch_loop, "on_run_start", lambda fetcher: self._before_epoch(trainer, fetcher))
         before(loop.epoch_loop.val_loop, "run", lambda: self._note_validation(trainer))
+        after(loop.epoch_loop.val_loop, "run", self._forget_validation)  # no callback is called where there are no data
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Continues with the states of the checkpoint, before any other code of the epoch runs."""
