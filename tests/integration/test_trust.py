@@ -109,6 +109,19 @@ def test_a_foreign_checkpoint_does_not_take_the_place_of_an_own_one(
     assert last.read_bytes() == before
 
 
+def test_a_restart_does_not_need_the_checkpoint_that_the_first_start_began_with(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "outputs" / "job"
+    _attempt(folder, tmp_path, attempt=0, max_epochs=1)
+    gone = CheckpointParser("http://127.0.0.1:9/gone.ckpt")
+    container = LineContainer(max_epochs=2, resume_training=True, src_checkpoint=gone)
+    environment = RunEnvironment(run_folder=folder, run_id="job", attempt=1)
+    again = run_container(container, tmp_path, environment=environment)
+    assert again.status is RunStatus.FINISHED
+    assert "It is not needed: the run continues from its own checkpoint." in caplog.text
+
+
 @pytest.mark.usefixtures("somebody_else")
 def test_a_job_tests_the_checkpoint_that_it_wrote_on_another_machine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

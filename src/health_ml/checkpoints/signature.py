@@ -103,7 +103,10 @@ def _signing_key(file: Path | None) -> bytes:
         try:
             return _read_key(file) or _make_key(file)
         except OSError as error:
-            _log.debug("The key that signs checkpoints cannot be kept: %s", error)
+            _log.warning(
+                f"The key that signs checkpoints cannot be kept in {file} ({error.strerror or error}): to later runs, those "
+                "of this run will be as foreign as somebody else's."
+            )
     return secrets.token_bytes(_KEY_BYTES)
 
 

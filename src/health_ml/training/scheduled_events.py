@@ -28,6 +28,7 @@ _ENDING = ("Preempt", "Terminate")
 _POLL_SECONDS = 2.0
 _TIMEOUT_SECONDS = 5.0
 _MOST_FAILURES = 10
+"""In a row, before nobody asks any more."""
 _ASSET_TAG = Path("/sys/class/dmi/id/chassis_asset_tag")
 _AZURE = "7783-7084-3265-9085-8269-3286-77"
 """What the firmware of every virtual machine in Azure has as its asset tag."""
@@ -95,18 +96,22 @@ def _watch(address: str, is_over: threading.Event, guard: SignalGuard) -> None:
         session.trust_env = False  # the address is never behind a proxy
         session.headers["Metadata"] = "true"
         machine: str | None = None
-        for _ in range(_MOST_FAILURES):
+        failures = 0
+        while failures < _MOST_FAILURES:
             try:
                 machine = _machine_name(session, address) if machine is None else machine
-                while not is_over.is_set():
-                    if kind := announced_end(_get(session, f"{address}/{_EVENTS}").json(), machine):
-                        _stop(kind, is_over, guard)
-                        return
-                    is_over.wait(_POLL_SECONDS)
+                kind = announced_end(_get(session, f"{address}/{_EVENTS}").json(), machine)
+                failures = 0
             except (requests.RequestException, ValueError) as error:
+                kind = ""
+                failures += 1
                 logger.debug("Azure does not say whether it takes the machine back: %s", error)
+            if kind:
+                _stop(kind, is_over, guard)
+                return
             if is_over.wait(_POLL_SECONDS):
                 return
+        logger.warning("Azure does not say any more whether it takes this machine back: nobody asks again.")
 
 
 def _stop(kind: str, is_over: threading.Event, guard: SignalGuard) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from health_ml.checkpoints.recovery import find_recovery_checkpoint, recovery_folder
 from health_ml.environment import restored_environment, working_directory
-from health_ml.errors import ArgumentsError, CheckpointError, ContainerError, RankFailedError
+from health_ml.errors import ArgumentsError, CheckpointError, ContainerError, HimlError, RankFailedError
 from health_ml.planning.preemption import NOT_INTERRUPTED, parse_preemption
 from health_ml.settings import LAST_CHECKPOINT
 from health_ml.training.callbacks.early_termination import EarlyTermination, add_early_termination
@@ -180,16 +180,31 @@ class TrainingRunner(RunnerBase):
 
     # --- checkpoints --------------------------------------------------------------------------------------------------
 
+    def _fetch_source_checkpoint(self) -> Path | None:
+        """Returns the checkpoint that the user names. A run that continues from its own can do without it."""
+        try:
+            return super()._fetch_source_checkpoint()
+        except HimlError as error:
+            if not self.container.resume_training or self._find_own_checkpoint() is None:
+                raise
+            logger.warning("%s It is not needed: the run continues from its own checkpoint.", error.message)
+            return None
+
+    def _find_own_checkpoint(self) -> Path | None:
+        """Returns the newest checkpoint of an earlier attempt of this run, or None."""
+        if not self._may_have_been_restarted:
+            return None
+        outputs, node = self.container.outputs_folder, self.environment.node_rank
+        return find_recovery_checkpoint(recovery_folder(outputs, node_rank=node))
+
     def _find_start(self) -> LoadableCheckpoint | None:
         """Returns where training continues: after a restart the newest checkpoint of this run, else the user's."""
         if self.container.run_inference_only:
             return None
-        if self._may_have_been_restarted:
-            outputs, node = self.container.outputs_folder, self.environment.node_rank
-            recovered = find_recovery_checkpoint(recovery_folder(outputs, node_rank=node))
-            if recovered is not None:
-                start = examine_checkpoint(recovered, is_trusted=self.trusts(recovered))
-                return replace(start, path=self._as_last_checkpoint(recovered))
+        recovered = self._find_own_checkpoint()
+        if recovered is not None:
+            start = examine_checkpoint(recovered, is_trusted=self.trusts(recovered))
+            return replace(start, path=self._as_last_checkpoint(recovered))
         if not self.container.resume_training:
             return None
         path = self.required_source_checkpoint("--resume_training")
