@@ -104,8 +104,8 @@ def _signing_key(file: Path | None) -> bytes:
             return _read_key(file) or _make_key(file)
         except OSError as error:
             _log.warning(
-                f"The key that signs checkpoints cannot be kept in {file} ({error.strerror or error}): to later runs, those "
-                "of this run will be as foreign as somebody else's."
+                f"The key that signs checkpoints cannot be kept in {file} ({error.strerror or error}): to later runs, "
+                "those of this run will be as foreign as somebody else's."
             )
     return secrets.token_bytes(_KEY_BYTES)
 
