@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ def client(azureml: AzureML, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     from azure.ai.ml import MLClient
     from azure.identity import EnvironmentCredential
 
+    random.seed()  # the SDK draws the names of jobs, and a training may have set the seed to one that was there before
     workspace = azureml.workspace
     with EnvironmentCredential() as credential:
         yield MLClient(credential, workspace.subscription_id, workspace.resource_group, workspace.name)

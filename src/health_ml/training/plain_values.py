@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import pickle
 import sys
 from argparse import Namespace
 from collections.abc import Mapping
@@ -123,8 +124,21 @@ def harmless_classes(path: Path, error: BaseException) -> list[Any]:
     :param path: The checkpoint.
     :param error: What the safe loader raised.
     """
-    found = ((_class_in_memory(name), name) for name in refused_classes(path, error))
-    return [(class_, name) for class_, name in found if class_ is not None and _is_harmless(class_)]
+    names = refused_classes(path, error)
+    found = ((_class_in_memory(name), name) for name in names)
+    harmless: list[Any] = [(class_, name) for class_, name in found if class_ is not None and _is_harmless(class_)]
+    # Some versions of Python store the member of an enum as a call of getattr; here, it can do nothing else.
+    return [*harmless, *([(_member, _GETATTR)] if _GETATTR in names else [])]
+
+
+_GETATTR = "builtins.getattr"
+
+
+def _member(class_: Any, name: str) -> Enum:
+    """Returns the member of an enum, and nothing of anything else."""
+    if not isinstance(class_, type) or not issubclass(class_, Enum) or name not in class_.__members__:
+        raise pickle.UnpicklingError(f"Weights only load failed. {class_!r} has no member {name!r}.")
+    return class_.__members__[name]
 
 
 def _is_harmless(class_: type) -> bool:

@@ -144,10 +144,37 @@ def test_harmless_classes_are_those_of_plain_values(tmp_path: Path) -> None:
 
     found = harmless_classes(path, caught.value)
 
-    assert {class_.__name__ for class_, _ in found} == {"Size", "Level", type(Path()).__name__, "Namespace"}
+    names = {class_.__name__ for class_, _ in found}
+    assert names - {"_member"} == {"Size", "Level", type(Path()).__name__, "Namespace"}
     del content["no"]
     torch.save(content, path)
     assert AtomicCheckpointIO().load_checkpoint(path, weights_only=True) == content
+
+
+class AsCall(Enum):
+    """Is stored as some versions of Python store every enum."""
+
+    FIRST = 1
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return getattr, (type(self), self.name)
+
+
+class Reaching:
+    """Is stored as a call that reaches a function of a class that is harmless itself."""
+
+    def __reduce__(self) -> Any:
+        return getattr, (type(Path()), "unlink")
+
+
+def test_a_call_of_getattr_gives_members_of_enums_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "foreign.ckpt"
+    torch.save({"call": AsCall.FIRST, "path": Path("/p")}, path)
+    loaded = AtomicCheckpointIO().load_checkpoint(path, weights_only=True)
+    assert loaded == {"call": AsCall.FIRST, "path": Path("/p")}
+    torch.save({"call": Reaching(), "path": Path("/p")}, path)
+    with pytest.raises(pickle.UnpicklingError, match="has no member 'unlink'"):
+        AtomicCheckpointIO().load_checkpoint(path, weights_only=True)
 
 
 def test_no_module_is_imported_to_find_a_class(tmp_path: Path) -> None:
