@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -20,13 +21,17 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--only", default="", help="Only this scenario.")
     parser.add_argument("--folder", type=Path, default=None, help="Keep everything in this new folder.")
     options = parser.parse_args(arguments)
-    with tempfile.TemporaryDirectory(prefix="himl_faults_") as temporary:
-        folder = options.folder or Path(temporary)
-        folder.mkdir(exist_ok=True)
+    # Not a TemporaryDirectory: each forked process would remove it at its own end.
+    folder = options.folder or Path(tempfile.mkdtemp(prefix="himl_faults_"))
+    folder.mkdir(exist_ok=True)
+    try:
         campaign = Campaign(folder.absolute(), seed=options.seed, processes=options.processes, only=options.only)
         report = campaign.run(options.interruptions, starts=options.starts)
         print(render(report))
-    return 0 if report.is_kept else 1
+        return 0 if report.is_kept else 1
+    finally:
+        if options.folder is None:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 if __name__ == "__main__":
