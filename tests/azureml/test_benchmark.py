@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.azureml_submission import compare
+from health_ml.azure.client import WorkspaceName
 from tests.azureml.service import AzureML
 
 
@@ -16,7 +17,9 @@ def test_benchmark_measures_something_in_every_row(
     for name, value in azureml.environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    rows = compare(azureml, tmp_path, count=3, large_bytes=1_000_000)
+    place = azureml.workspace
+    workspace = WorkspaceName(place.subscription_id, place.resource_group, place.name)
+    rows = compare(workspace, tmp_path, count=3, large_bytes=1_000_000)
     assert [row.name for row in rows] == [
         "submit 3 files",
         "submit 3 files, unchanged",

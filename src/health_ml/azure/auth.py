@@ -90,6 +90,8 @@ class CachingCredential:
         from azure.core.exceptions import AzureError
 
         with self._lock, _quiet_sdk():
+            if (scope, None) in self._tokens:
+                return
             for method in (method for method in self._methods if method not in INTERACTIVE):
                 try:
                     credential = self._methods[method]()

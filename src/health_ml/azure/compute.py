@@ -18,15 +18,37 @@ CLUSTER = "amlcompute"
 INSTANCE = "computeinstance"
 
 
-def check_compute(client: MLClient, name: str, plan: JobPlan) -> None:
-    """Raises an error if a plan cannot run on a cluster.
+def find_compute(client: MLClient, name: str) -> Any:
+    """Returns a cluster as the SDK describes it, or None for machines that AzureML provides for one job.
 
-    :raises PlanError: If there is no such cluster, it is too small, or does not heed what the plan asks for.
+    :raises PlanError: If there is no such cluster.
     """
     if name == SERVERLESS:
+        return None
+    from azure.core.exceptions import ResourceNotFoundError
+
+    try:
+        return client.compute.get(name)
+    except ResourceNotFoundError as error:
+        try:
+            known = sorted(str(compute.name) for compute in client.compute.list())
+        except ResourceNotFoundError:
+            raise error from None  # the workspace itself does not exist
+        raise PlanError(
+            f"The workspace {client.workspace_name} has no compute cluster {name!r}.",
+            f"{did_you_mean(name, known)} It has {', '.join(known) or 'none: make one in the studio'}.".strip(),
+        ) from error
+
+
+def check_compute(compute: Any, plan: JobPlan) -> None:
+    """Raises an error if a plan cannot run on a cluster.
+
+    :param compute: The cluster, as :func:`find_compute` returns it.
+    :raises PlanError: If it is too small, or does not heed what the plan asks for.
+    """
+    if compute is None:
         return
-    compute = _find(client, name)
-    kind = str(compute.type or "").lower()
+    name, kind = str(compute.name), str(compute.type or "").lower()
     problems = [f"--{flag} has no effect on {name}: leave it out." for flag in _idle_flags(kind, plan)]
     most = getattr(compute, "max_instances", None) if kind == CLUSTER else 1 if kind == INSTANCE else None
     if most is not None and plan.num_nodes > most:
@@ -46,19 +68,3 @@ def _idle_flags(kind: str, plan: JobPlan) -> list[str]:
         "priority": bool(plan.compute.priority),
     }
     return [name for name, is_idle in asked.items() if is_idle]
-
-
-def _find(client: MLClient, name: str) -> Any:
-    from azure.core.exceptions import ResourceNotFoundError
-
-    try:
-        return client.compute.get(name)
-    except ResourceNotFoundError as error:
-        try:
-            known = sorted(str(compute.name) for compute in client.compute.list())
-        except ResourceNotFoundError:
-            raise error from None  # the workspace itself does not exist
-        raise PlanError(
-            f"The workspace {client.workspace_name} has no compute cluster {name!r}.",
-            f"{did_you_mean(name, known)} It has {', '.join(known) or 'none: make one in the studio'}.".strip(),
-        ) from error

@@ -20,9 +20,10 @@ from pathlib import Path
 import health_ml
 from health_ml.azure import job_start
 from health_ml.errors import SnapshotError
-from health_ml.planning.snapshot import EXECUTABLE_MODE, PLAIN_MODE, Snapshot, SnapshotFile, take_snapshot
+from health_ml.planning.file_hashes import EXECUTABLE_MODE, PLAIN_MODE, SnapshotFile
+from health_ml.planning.snapshot import Snapshot, take_snapshot
 
-LAYOUT_VERSION = 1
+LAYOUT_VERSION = 2
 MAX_SINGLE_FILES = 1000
 """Up to so many small files each are a blob of their own."""
 KEPT_SINGLE_FILES = 64
@@ -55,22 +56,38 @@ _ZIP_TIME = (1980, 1, 1, 0, 0, 0)
 class JobCode:
     """The files of a job.
 
-    :param files: The manifest, in the order of the paths.
+    :param snapshot: The user's files.
     :param folder: Folder of the user's files.
+    :param runner: The runner's source; empty if the job has it already.
     :param package: Folder of the runner's source.
     :param own: The files that exist nowhere else, with their content.
     """
 
-    files: tuple[SnapshotFile, ...]
+    snapshot: Snapshot
     folder: Path
+    runner: Snapshot
     package: Path
     own: Mapping[str, bytes]
 
     @cached_property
     def content_hash(self) -> str:
         """Hash of all that travels, by which the service finds code that it has."""
-        text = f"health_ml code {LAYOUT_VERSION} {Snapshot(self.files).content_hash}"
+        own = Snapshot(tuple(self._own_files)).content_hash
+        text = f"health_ml code {LAYOUT_VERSION} {self.snapshot.content_hash} {self.runner.content_hash} {own}"
         return hashlib.sha256(text.encode()).hexdigest()
+
+    @cached_property
+    def files(self) -> tuple[SnapshotFile, ...]:
+        """The manifest of all that travels, in the order of the paths."""
+        runner = [file._replace(path=_RUNNER_SOURCE + file.path) for file in self.runner.files]
+        return tuple(sorted([*self.snapshot.files, *runner, *self._own_files]))
+
+    @property
+    def _own_files(self) -> list[SnapshotFile]:
+        return [
+            SnapshotFile(path, len(content), PLAIN_MODE, hashlib.sha256(content).hexdigest())
+            for path, content in self.own.items()
+        ]
 
     def place(self, file: SnapshotFile) -> Path:
         """Returns where a file is on this machine."""
@@ -128,18 +145,13 @@ def job_code(snapshot: Snapshot, folder: Path, *, has_runner: bool, cache_folder
             f"The folder {job_start.FOLDER} belongs to himl-runner, and cannot travel with your code: {taken[0]}.",
             "Remove it, or name it in .amlignore.",
         )
-    files = list(snapshot.files)
     package = Path(health_ml.__file__).parent
-    if not has_runner:
-        source = take_snapshot(package, cache_folder=cache_folder)
-        files += [file._replace(path=_RUNNER_SOURCE + file.path) for file in source.files]
+    runner = Snapshot(()) if has_runner else take_snapshot(package, cache_folder=cache_folder, heeds_git=False)
     executables = [file.path for file in snapshot.files if file.mode == EXECUTABLE_MODE]
     own = {job_start.START_FILE: Path(job_start.__file__).read_bytes()}
     if executables:
         own[job_start.EXECUTABLES_FILE] = json.dumps(executables).encode()
-    for path, content in own.items():
-        files.append(SnapshotFile(path, len(content), PLAIN_MODE, hashlib.sha256(content).hexdigest()))
-    return JobCode(tuple(sorted(files, key=lambda file: file.path.encode())), folder, package, own)
+    return JobCode(snapshot, folder, runner, package, own)
 
 
 def layout(code: JobCode) -> list[StoredBlob]:

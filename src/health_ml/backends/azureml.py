@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from health_ml.azure.account import AzureMLAccount
 from health_ml.azure.client import find_workspace
@@ -145,6 +148,8 @@ class AzureMLBackend(Backend):
         self._cluster = cluster
         self._poll_seconds = poll_seconds
         self._code: tuple[Snapshot, Path] = (Snapshot(()), Path())
+        self._compute_lock = threading.Lock()
+        self._found_compute: list[Any] = []
 
     @classmethod
     def create(cls, context: BackendContext) -> AzureMLBackend:
@@ -167,8 +172,11 @@ class AzureMLBackend(Backend):
         return cls(account, context.target)
 
     def warm_up(self) -> None:
-        """Signs in, if that needs nobody, and loads the SDK."""
+        """Signs in, if that needs nobody, loads the SDK, and asks for the cluster."""
         self._account.warm_up()
+        if self._cluster and self._account.credential.method is not None:
+            with suppress(HimlError), self._account.errors("The cluster cannot be found"):
+                self._compute()  # what goes wrong is said when the job is submitted
 
     def render(self, plan: JobPlan) -> Request:
         """Returns the body of the request that creates the job, with names where only the service knows ids.
@@ -195,12 +203,13 @@ class AzureMLBackend(Backend):
 
         plan = request.plan
         client = self._account.client
+        environment = environment_of(plan.software)
         with self._account.errors("The job cannot be submitted"):
-            check_compute(client, self._cluster, plan)
-            inputs = resolve_inputs(client, plan)
-            environment = environment_of(plan.software)
-            environment_id = register_environment(client, environment)
-            code_id = self._provide_code(plan, has_runner=environment.has_runner)
+            check_compute(self._compute(), plan)
+            with self._code_of(plan, has_runner=environment.has_runner) as provide_code:
+                inputs = resolve_inputs(client, plan)
+                environment_id = register_environment(client, environment)
+                code_id = provide_code()
             body = submit_body(request.body, code_id=code_id, environment_id=environment_id, inputs=inputs)
         name = new_job_name(plan.model_name)
         page = self._create(name, body)
@@ -215,8 +224,21 @@ class AzureMLBackend(Backend):
         handle.status()
         return handle
 
-    def _provide_code(self, plan: JobPlan, *, has_runner: bool) -> str:
-        """Returns the id of the code after sending what AzureML does not have."""
+    def _compute(self) -> Any:
+        """Returns the cluster, after asking for it if nobody has done so yet."""
+        from health_ml.azure.compute import find_compute
+
+        with self._compute_lock:
+            if not self._found_compute:
+                self._found_compute.append(find_compute(self._account.client, self._cluster))
+            return self._found_compute[0]
+
+    @contextmanager
+    def _code_of(self, plan: JobPlan, *, has_runner: bool) -> Iterator[Callable[[], str]]:
+        """Yields a function that returns the id of the code, after sending what AzureML does not have.
+
+        Whether AzureML has it all is asked at once, in a thread, while other things are asked.
+        """
         from health_ml.azure.code_upload import CodeUpload, memory_file
         from health_ml.azure.job_code import job_code
         from health_ml.azure.rest import ARM_ADDRESS, RestClient
@@ -228,7 +250,7 @@ class AzureMLBackend(Backend):
         environ = process_environment()
         arm_id = self._account.workspace.arm_id
         code = job_code(snapshot, folder, has_runner=has_runner, cache_folder=hash_cache_folder(environ))
-        with RestClient(ARM_ADDRESS, self._account.credential) as rest:
+        with RestClient(ARM_ADDRESS, self._account.credential) as rest, ThreadPoolExecutor(1, "himl-code") as pool:
             upload = CodeUpload(
                 rest,
                 arm_id,
@@ -237,7 +259,8 @@ class AzureMLBackend(Backend):
                     permission_for(self._account.client, DEFAULT_DATASTORE, address).signature
                 ),
             )
-            return upload.provide(code).code_id
+            known = pool.submit(upload.find, code)
+            yield lambda: known.result() or upload.send(code).code_id
 
     def _create(self, name: str, body: dict[str, object]) -> str:
         """Returns the page of the job after creating it.

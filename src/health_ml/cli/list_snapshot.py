@@ -9,8 +9,9 @@ from health_ml.cli.draft import read_experiment
 from health_ml.cli.submit import own_folders
 from health_ml.deep_learning_config import OutputParams, parameters_of
 from health_ml.environment import process_environment
+from health_ml.planning.file_hashes import SnapshotFile
 from health_ml.planning.secret_files import find_secret_files, refused_files
-from health_ml.planning.snapshot import SnapshotFile, check_size, describe_snapshot, list_tree, user_cache_folder
+from health_ml.planning.snapshot import check_size, describe_snapshot, list_tree, user_cache_folder
 from health_ml.planning.tree_walk import shown_path
 
 

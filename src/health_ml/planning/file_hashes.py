@@ -7,11 +7,13 @@ touched so shortly before it was read that a second change could carry the same 
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import hashlib
 import json
 import logging
 import os
+import struct
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +27,10 @@ BLOCK_BYTES = 1 << 20
 FILES_PER_TASK = 64
 MAX_THREADS = 8
 READ_ATTEMPTS = 3
-CACHE_VERSION = 1
+CACHE_VERSION = 2
+
+EXECUTABLE_MODE = 0o755
+PLAIN_MODE = 0o644
 
 FINE_CLOCK_MARGIN_NS = 20_000_000
 """File systems that keep fractions of a second stamp files with the kernel's tick, which is 10 ms at most."""
@@ -35,13 +40,13 @@ COARSE_CLOCK_MARGIN_NS = 2_000_000_000
 _Key = tuple[int, int, int, int]
 
 
-class HashedFile(NamedTuple):
-    """A file with the hash of its content.
+class SnapshotFile(NamedTuple):
+    """One file of a snapshot.
 
-    :param path: Path from the snapshot's folder.
-    :param size: Size in bytes of what was read.
-    :param mode: File mode of the file.
-    :param sha256: Hash of what was read, in hexadecimal digits.
+    :param path: Path from the snapshot's folder, with slashes.
+    :param size: Size in bytes.
+    :param mode: 0o755 for a file that its owner may execute, else 0o644.
+    :param sha256: Hash of the content, in hexadecimal digits.
     """
 
     path: str
@@ -50,12 +55,14 @@ class HashedFile(NamedTuple):
     sha256: str
 
 
-class _Remembered(NamedTuple):
-    key: _Key
-    sha256: str
+_Remembered = tuple[_Key, str]
+"""By what a file is known again, and the hash of its content."""
+
+_FACTS = struct.Struct("<4q")
+"""A key in the cache. Forty thousand large numbers take JSON longer than all the rest of it."""
 
 
-def hash_files(folder: Path, files: Sequence[FoundFile], *, cache_folder: Path | None) -> list[HashedFile]:
+def hash_files(folder: Path, files: Sequence[FoundFile], *, cache_folder: Path | None) -> list[SnapshotFile]:
     """Returns the files with their hashes, in the given order; files that are gone by now are left out.
 
     :param folder: The folder that the paths start from.
@@ -65,26 +72,30 @@ def hash_files(folder: Path, files: Sequence[FoundFile], *, cache_folder: Path |
     """
     cache = _HashCache(folder, cache_folder) if cache_folder is not None else None
     known = cache.load() if cache is not None else {}
-    hashed: dict[str, HashedFile] = {}
+    hashed: list[SnapshotFile] = []
     fresh: list[FoundFile] = []
-    remembered: dict[str, _Remembered] = {}
+    unknown = ((-1, 0, 0, 0), "")
     for file in files:
-        entry = known.get(file.path)
-        if entry is not None and entry.key == _key_of(file.facts):
-            hashed[file.path] = HashedFile(file.path, file.facts.st_size, file.facts.st_mode, entry.sha256)
-            remembered[file.path] = entry
+        path, facts = file
+        key, sha256 = known.get(path, unknown)
+        if key == (facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, facts.st_ino):
+            hashed.append(SnapshotFile(path, key[0], _mode_of(facts), sha256))
         else:
             fresh.append(file)
-    for found, entry in _hash_fresh(folder, fresh):
-        hashed[found.path] = found
-        if entry is not None:
-            remembered[found.path] = entry
+    if not fresh and len(known) == len(hashed):
+        return hashed
+    remembered = {file.path: known[file.path] for file in hashed}
+    for found, settled in _hash_fresh(folder, fresh):
+        hashed.append(found)
+        if settled is not None:
+            remembered[found.path] = (settled, found.sha256)
     if cache is not None and remembered != known:
         cache.save(remembered)
-    return [hashed[file.path] for file in files if file.path in hashed]
+    places = {file.path: place for place, file in enumerate(files)}
+    return sorted(hashed, key=lambda file: places[file.path])
 
 
-def _hash_fresh(folder: Path, files: list[FoundFile]) -> Iterable[tuple[HashedFile, _Remembered | None]]:
+def _hash_fresh(folder: Path, files: list[FoundFile]) -> Iterable[tuple[SnapshotFile, _Key | None]]:
     if not files:
         return []
     base = os.path.join(folder, "")
@@ -104,7 +115,7 @@ def _hash_fresh(folder: Path, files: list[FoundFile]) -> Iterable[tuple[HashedFi
     return [entry for part in parts for entry in part]
 
 
-def _hash_some(base: str, files: list[FoundFile], problems: list[str]) -> list[tuple[HashedFile, _Remembered | None]]:
+def _hash_some(base: str, files: list[FoundFile], problems: list[str]) -> list[tuple[SnapshotFile, _Key | None]]:
     buffer = memoryview(bytearray(BLOCK_BYTES))
     found = []
     for file in files:
@@ -118,8 +129,8 @@ def _hash_some(base: str, files: list[FoundFile], problems: list[str]) -> list[t
     return found
 
 
-def _hash_one(base: str, path: str, buffer: memoryview) -> tuple[HashedFile, _Remembered | None] | None:
-    """Returns a file with its hash, and what to remember of it; None if it is gone.
+def _hash_one(base: str, path: str, buffer: memoryview) -> tuple[SnapshotFile, _Key | None] | None:
+    """Returns a file with its hash, and by what it is known again if it can be; None if it is gone.
 
     :raises OSError: If it cannot be read, or if it changed each time while it was read.
     """
@@ -136,8 +147,8 @@ def _hash_one(base: str, path: str, buffer: memoryview) -> tuple[HashedFile, _Re
         finally:
             os.close(descriptor)
         if _key_of(before) == _key_of(after):
-            file = HashedFile(path, before.st_size, before.st_mode, sha256)
-            return file, _Remembered(_key_of(before), sha256) if _is_settled(before, started_ns) else None
+            file = SnapshotFile(path, before.st_size, _mode_of(before), sha256)
+            return file, _key_of(before) if _is_settled(before, started_ns) else None
     raise OSError(0, "something writes to it all the time")
 
 
@@ -163,6 +174,10 @@ def _key_of(facts: os.stat_result) -> _Key:
     return facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, facts.st_ino
 
 
+def _mode_of(facts: os.stat_result) -> int:
+    return EXECUTABLE_MODE if facts.st_mode & 0o100 else PLAIN_MODE
+
+
 def _is_settled(facts: os.stat_result, read_at_ns: int) -> bool:
     """True if a later change of the file is certain to change its times."""
     newest = max(facts.st_mtime_ns, facts.st_ctime_ns)
@@ -185,17 +200,22 @@ class _HashCache:
             content = json.loads(self._file.read_bytes())
             if content["version"] != CACHE_VERSION:
                 return {}
-            return {
-                path: _Remembered((size, modified, changed, inode), sha256)
-                for path, size, modified, changed, inode, sha256 in content["files"]
-            }
-        except (OSError, ValueError, KeyError, TypeError):
+            paths, hashes = content["paths"], content["sha256"]
+            facts = _FACTS.iter_unpack(base64.b64decode(content["facts"], validate=True))
+            return dict(zip(paths, zip(facts, hashes, strict=True), strict=True))
+        except (OSError, ValueError, KeyError, TypeError, struct.error):
             return {}
 
     def save(self, entries: dict[str, _Remembered]) -> None:
         """Writes what is remembered; a cache that cannot be written costs time and nothing else."""
-        files = [[path, *entry.key, entry.sha256] for path, entry in entries.items()]
-        text = json.dumps({"version": CACHE_VERSION, "files": files}, separators=(",", ":"))
+        facts = b"".join(_FACTS.pack(*key) for key, _ in entries.values())
+        content = {
+            "version": CACHE_VERSION,
+            "paths": list(entries),
+            "sha256": [sha256 for _, sha256 in entries.values()],
+            "facts": base64.b64encode(facts).decode(),
+        }
+        text = json.dumps(content, separators=(",", ":"))
         temporary = self._file.with_name(f"{self._file.name}.{os.getpid()}-{time.monotonic_ns()}")
         try:
             self._file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -18,7 +18,8 @@ from __future__ import annotations
 
 import logging
 import subprocess
-from collections.abc import Container
+from collections.abc import Collection, Container
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -45,7 +46,8 @@ DEFAULT_PATTERNS: tuple[str, ...] = (
     ".svn/",
     # what Python and its tools can make again
     "__pycache__/",
-    "*.py[co]",
+    "*.pyc",
+    "*.pyo",
     "site-packages/",
     ".eggs/",
     ".hypothesis/",
@@ -97,14 +99,13 @@ class IgnoreRules:
 
     :param folder: The folder that is to travel, absolute.
     :param extra_patterns: Further patterns with the strength of a default, relative to the folder.
+    :param heeds_git: False leaves git's rules out, except those of the folder's own files.
     """
 
-    def __init__(self, folder: Path, *, extra_patterns: tuple[str, ...] = ()) -> None:
+    def __init__(self, folder: Path, *, extra_patterns: tuple[str, ...] = (), heeds_git: bool = True) -> None:
         self.folder = folder
-        self.repository = find_repository(folder)
-        texts = (*DEFAULT_PATTERNS, *extra_patterns)
-        parsed = (Pattern.parse(bytes_view(text), source=DEFAULT_SOURCE, number=0) for text in texts)
-        self._defaults = PatternList(pattern for pattern in parsed if pattern is not None)
+        self.repository = find_repository(folder) if heeds_git else None
+        self._defaults = _default_list((*DEFAULT_PATTERNS, *extra_patterns))
         self._above = FolderRules((), self._lists_above())
 
     def enter(self, rules: FolderRules | None, path: str, *, names: Container[str]) -> FolderRules:
@@ -152,6 +153,19 @@ class IgnoreRules:
             return _TAKEN_BACK
         pattern = self._defaults.match(name, path, is_folder=is_folder)
         return _TRAVELS if pattern is None or pattern.is_negated else Verdict(pattern.rule)
+
+    def concern_nothing(self, rules: FolderRules, names: Collection[str], path: str) -> bool:
+        """Returns True if everything directly in a folder travels, whatever it is; False says nothing.
+
+        :param rules: The rules of the folder.
+        :param names: What it holds.
+        :param path: Path of the folder from the snapshot's folder, ending with a slash, or "".
+        """
+        if not path.isascii() or not "".join(names).isascii():  # the names are not their bytes view
+            return False
+        return all(
+            patterns.concerns_nothing(names, path) for patterns in (*rules.amlignore, *rules.git, self._defaults)
+        )
 
     def marker(self, path: str, names: Container[str]) -> IgnoreRule | None:
         """Returns the rule for a folder that is recognised by what it holds, or None for an ordinary folder.
@@ -229,6 +243,12 @@ class Repository(NamedTuple):
 
     top: Path
     exclude_file: Path
+
+
+@lru_cache(maxsize=8)
+def _default_list(texts: tuple[str, ...]) -> PatternList:
+    parsed = (Pattern.parse(bytes_view(text), source=DEFAULT_SOURCE, number=0) for text in texts)
+    return PatternList(pattern for pattern in parsed if pattern is not None)
 
 
 def find_repository(folder: Path) -> Repository | None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 import string
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -142,6 +142,8 @@ class PatternList:
         plain = [(pattern, text.pattern) for pattern, text in self._patterns if not (pattern.literal or pattern.suffix)]
         self._name_expression = _any_of(text for pattern, text in plain if not pattern.is_path)
         self._path_expression = _any_of(text for pattern, text in plain if pattern.is_path)
+        paths = [pattern.text for pattern, _ in self._patterns if pattern.is_path]
+        self._path_depths = None if any("**" in text for text in paths) else {text.count("/") for text in paths}
 
     def __bool__(self) -> bool:
         return bool(self._patterns)
@@ -162,6 +164,20 @@ class PatternList:
         ):
             return self._last_match(name, self._relative(path), is_folder=is_folder)
         return None
+
+    def concerns_nothing(self, names: Collection[str], folder: str) -> bool:
+        """Returns True if no pattern can match what lies directly in a folder; False says nothing.
+
+        :param names: What the folder holds, in the bytes view.
+        :param folder: Path of the folder from the snapshot's folder, ending with a slash, or "", in the bytes view.
+        """
+        # Without two stars, no wildcard stands for a slash: a pattern is as deep as what it matches.
+        is_deep_enough = self._path_depths is None or self._relative(folder).count("/") in self._path_depths
+        if self._path_expression is not None and is_deep_enough:
+            return False
+        if not self._literals.isdisjoint(names) or [name for name in names if name.endswith(self._suffixes)]:
+            return False
+        return self._name_expression is None or not any(map(self._name_expression.fullmatch, names))
 
     def _relative(self, path: str) -> str:
         return self._above + path[self._strip :]

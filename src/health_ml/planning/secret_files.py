@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from health_ml.errors import SnapshotError, did_you_mean
+from health_ml.planning.file_hashes import SnapshotFile
 from health_ml.planning.ignore_patterns import Pattern, PatternList, bytes_view
 from health_ml.planning.secrets import is_secret_name, mask_program_text
-from health_ml.planning.snapshot import SnapshotFile
 from health_ml.planning.tree_walk import shown_path
 
 LOOK_INTO_BYTES = 1 << 16

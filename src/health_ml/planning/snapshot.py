@@ -12,10 +12,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from health_ml.errors import SnapshotError
-from health_ml.planning.file_hashes import HashedFile, hash_files
+from health_ml.planning.file_hashes import EXECUTABLE_MODE, PLAIN_MODE, SnapshotFile, hash_files
 from health_ml.planning.ignore import DEFAULT_PATTERNS
 from health_ml.planning.tree_walk import FoundFile, TreeListing, shown_path, walk_tree
 from health_ml.settings import CACHE_FOLDER, ENV_XDG_CACHE_HOME, SNAPSHOT_CACHE_FOLDER, SNAPSHOT_STORE_FOLDER
@@ -23,25 +23,8 @@ from health_ml.settings import CACHE_FOLDER, ENV_XDG_CACHE_HOME, SNAPSHOT_CACHE_
 MEGABYTE = 1_000_000
 WARN_ABOVE_MB = 100
 HEAVIEST_FOLDERS = 10
-EXECUTABLE_MODE = 0o755
-PLAIN_MODE = 0o644
 MANIFEST_VERSION = 1
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-
-
-class SnapshotFile(NamedTuple):
-    """One file of a snapshot.
-
-    :param path: Path from the snapshot's folder, with slashes.
-    :param size: Size in bytes.
-    :param mode: 0o755 for a file that its owner may execute, else 0o644.
-    :param sha256: Hash of the content, in hexadecimal digits.
-    """
-
-    path: str
-    size: int
-    mode: int
-    sha256: str
 
 
 @dataclass(frozen=True)
@@ -58,7 +41,7 @@ class Snapshot:
         """Hash over all paths, modes and contents, in hexadecimal digits: equal if and only if the manifests are."""
         digest = hashlib.sha256(f"health_ml snapshot {MANIFEST_VERSION}\n".encode())
         # A path cannot hold a zero byte, so that no two manifests give the same text.
-        lines = (f"{file.sha256} {file.mode:o} {file.size} {file.path}\0" for file in self.files)
+        lines = [f"{sha256} {mode:o} {size} {path}\0" for path, size, mode, sha256 in self.files]
         digest.update("".join(lines).encode("utf-8"))
         return digest.hexdigest()
 
@@ -107,6 +90,7 @@ def take_snapshot(
     cache_folder: Path | None = None,
     max_snapshot_mb: float | None = None,
     extra_patterns: tuple[str, ...] = (),
+    heeds_git: bool = True,
 ) -> Snapshot:
     """Returns the files below a folder that travel with a job. Nothing is written to the folder.
 
@@ -116,12 +100,12 @@ def take_snapshot(
     :param cache_folder: Where file hashes are remembered (:func:`hash_cache_folder`); None hashes every file.
     :param max_snapshot_mb: Largest size in megabytes of all files together; None for any.
     :param extra_patterns: Further patterns of what does not travel, relative to the folder.
+    :param heeds_git: False for a folder that is none of the user's, whose repository, if there is one, does not count.
     :raises SnapshotError: With every path that cannot travel, or if the files are too large.
     """
-    listing = list_tree(folder, extra_patterns=extra_patterns)
+    listing = list_tree(folder, extra_patterns=extra_patterns, heeds_git=heeds_git)
     check_size(listing.files, max_snapshot_mb=max_snapshot_mb)
-    hashed = hash_files(folder.resolve(), listing.files, cache_folder=cache_folder)
-    return Snapshot(tuple(_as_snapshot_file(file) for file in hashed))
+    return Snapshot(tuple(hash_files(folder.resolve(), listing.files, cache_folder=cache_folder)))
 
 
 def take_context_snapshot(folder: Path, *, cache_folder: Path | None = None) -> Snapshot:
@@ -133,12 +117,12 @@ def take_context_snapshot(folder: Path, *, cache_folder: Path | None = None) -> 
     return take_snapshot(folder, cache_folder=cache_folder, extra_patterns=everything)
 
 
-def list_tree(folder: Path, *, extra_patterns: tuple[str, ...] = ()) -> TreeListing:
+def list_tree(folder: Path, *, extra_patterns: tuple[str, ...] = (), heeds_git: bool = True) -> TreeListing:
     """Returns what travels of a folder and what does not, without reading a file.
 
     :raises SnapshotError: With every path that cannot travel.
     """
-    listing = walk_tree(folder, extra_patterns=extra_patterns)
+    listing = walk_tree(folder, extra_patterns=extra_patterns, heeds_git=heeds_git)
     if listing.problems:
         raise SnapshotError(
             f"The files below {folder} cannot travel as they are:\n  " + "\n  ".join(sorted(listing.problems)) + "\n",
@@ -223,11 +207,6 @@ def hash_cache_folder(environ: Mapping[str, str]) -> Path:
 def snapshot_store_folder(environ: Mapping[str, str]) -> Path:
     """Returns the folder of the snapshot store of this user."""
     return user_cache_folder(environ) / SNAPSHOT_STORE_FOLDER
-
-
-def _as_snapshot_file(file: HashedFile) -> SnapshotFile:
-    mode = EXECUTABLE_MODE if file.mode & 0o100 else PLAIN_MODE
-    return SnapshotFile(file.path, file.size, mode, file.sha256)
 
 
 def is_sha256(text: str) -> bool:

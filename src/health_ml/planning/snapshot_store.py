@@ -26,7 +26,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from health_ml.errors import OutputError, SnapshotError
-from health_ml.planning.snapshot import Snapshot, SnapshotFile, is_sha256, manifest_text
+from health_ml.planning.file_hashes import SnapshotFile
+from health_ml.planning.snapshot import Snapshot, is_sha256, manifest_text
 from health_ml.planning.tree_walk import shown_path
 
 BLOCK_BYTES = 1 << 20

@@ -7,6 +7,7 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -62,17 +63,18 @@ class _Place(NamedTuple):
     is_taken_back: bool
 
 
-def walk_tree(folder: Path, *, extra_patterns: tuple[str, ...] = ()) -> TreeListing:
+def walk_tree(folder: Path, *, extra_patterns: tuple[str, ...] = (), heeds_git: bool = True) -> TreeListing:
     """Returns what travels of a folder and what does not.
 
     :param folder: The folder.
     :param extra_patterns: Further default patterns, relative to the folder.
+    :param heeds_git: False for a folder that is none of the user's, whose repository, if there is one, does not count.
     :raises SnapshotError: If the folder or one of its ignore files cannot be read.
     """
     root = folder.resolve()
     if not root.is_dir():
         raise SnapshotError(f"{folder} is not a folder.", "Start himl-runner in the folder that holds your code.")
-    return _Walk(root, IgnoreRules(root, extra_patterns=extra_patterns)).run()
+    return _Walk(root, IgnoreRules(root, extra_patterns=extra_patterns, heeds_git=heeds_git)).run()
 
 
 class _Walk:
@@ -88,8 +90,8 @@ class _Walk:
         self._visit_all()
         self._add_tracked_files()
         self._visit_all()
-        # Byte order, so that the order does not depend on how a language sorts letters.
-        self._listing.files.sort(key=lambda file: os.fsencode(file.path))
+        # The order of code points, which is that of the bytes in UTF-8: it does not depend on how a language sorts.
+        self._listing.files.sort(key=itemgetter(0))
         self._listing.ignored.sort()
         return self._listing
 
@@ -114,8 +116,27 @@ class _Walk:
             return
         rules = self._rules.enter(place.rules, place.path, names=entries)
         place = place._replace(rules=rules)
+        if self._rules.concern_nothing(rules, entries, place.path):
+            entries = self._add_files(place.path, entries)
         for name, entry in entries.items():
             self._judge(place, rules, name, entry)
+
+    def _add_files(self, folder: str, entries: dict[str, os.DirEntry[str]]) -> dict[str, os.DirEntry[str]]:
+        """Adds the files of a folder of which every file travels, and returns what else it holds.
+
+        Nearly all files of a large tree are found here, so this does no more than it has to.
+        """
+        others = {}
+        files = self._listing.files
+        for name, entry in entries.items():
+            if entry.is_file(follow_symlinks=False):
+                try:
+                    files.append(FoundFile(folder + name, entry.stat(follow_symlinks=False)))
+                    continue
+                except OSError:
+                    pass  # it is gone, or cannot be read: that is for those who judge
+            others[name] = entry
+        return others
 
     def _judge(self, place: _Place, rules: FolderRules, name: str, entry: os.DirEntry[str]) -> None:
         path = place.path + name

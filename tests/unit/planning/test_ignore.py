@@ -77,6 +77,29 @@ def test_travels_exactly_what_git_lists(
     assert by_rule == rules_of_git(repository, list(by_rule))
 
 
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(
+    written=lines,
+    names=st.lists(st.sampled_from([*PARTS, "c", "d.e"]), min_size=1, max_size=6, unique=True),
+    folder=st.lists(st.sampled_from(PARTS), max_size=3).map(lambda parts: "".join(f"{part}/" for part in parts)),
+)
+def test_what_concerns_nothing_matches_nothing(written: list[str], names: list[str], folder: str) -> None:
+    patterns = PatternList(parse_patterns("\n".join(written).encode(), source="x"))
+    view = [bytes_view(name) for name in names]
+    if patterns.concerns_nothing(view, bytes_view(folder)):
+        matches = [patterns.match(name, bytes_view(folder) + name, is_folder=True) for name in view]
+        assert matches == [None] * len(names)
+
+
+def test_nearly_everything_is_seen_to_concern_nothing() -> None:
+    patterns = PatternList(parse_patterns(b"*.log\n__pycache__/\n*.py[co]\n/outputs/\ndocs/_build/\n", source="x"))
+    assert patterns.concerns_nothing(["a.py", "b.txt"], "package/sub/")
+    assert patterns.concerns_nothing(["outputs", "a.py"], "package/sub/")
+    assert not patterns.concerns_nothing(["outputs"], "")
+    assert not patterns.concerns_nothing(["a.py"], "docs/")
+    assert not any(patterns.concerns_nothing([name], "package/sub/") for name in ("a.log", "__pycache__", "a.pyc"))
+
+
 @pytest.mark.parametrize(
     ("pattern", "path", "is_matched"),
     [
@@ -140,6 +163,12 @@ def test_snapshot_of_a_folder_in_a_repository_obeys_the_rules_above_it(repositor
         "e": "../.git/info/exclude:1: e",
         "sub/c": "../.gitignore:2: work/sub/c",
     }
+
+
+def test_a_folder_that_is_not_the_users_does_not_heed_its_repository(repository: Path) -> None:
+    make_tree(repository, {".gitignore": "*.py\n", "package/a.py": "", "package/b.pyc": "", "package/sub/c.py": ""})
+    assert paths(walk_tree(repository / "package", heeds_git=False)) == ["a.py", "sub/c.py"]
+    assert paths(walk_tree(repository / "package")) == []
 
 
 def test_work_tree_of_another_repository_obeys_its_shared_list(repository: Path, tmp_path: Path) -> None:

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from health_ml.errors import SnapshotError
+from health_ml.planning.file_hashes import SnapshotFile
 from health_ml.planning.secret_files import check_secret_files, find_secret_files
-from health_ml.planning.snapshot import SnapshotFile, take_snapshot
+from health_ml.planning.snapshot import take_snapshot
 
 KEY_HEADER = "-----BEGIN {}PRIVATE KEY-----\nMIIB\n"
 LONG = "Zk3vQ9xw1Lm8"

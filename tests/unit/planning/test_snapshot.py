@@ -335,13 +335,20 @@ def test_a_file_is_settled_when_its_clock_has_moved_on() -> None:
 
 
 @pytest.mark.usefixtures("settled")
-@pytest.mark.parametrize("damage", ["", "{", "[]", '{"version": 0, "files": []}', '{"version": 1, "files": [[1]]}'])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        *("", "{", "[]", '{"version": 0, "paths": []}'),
+        '{"version": 2, "paths": ["a"], "sha256": [], "facts": ""}',
+        '{"version": 2, "paths": ["a"], "sha256": [""], "facts": "AAAA"}',
+    ],
+)
 def test_damaged_cache_costs_nothing_but_time(tree: Path, cache: Path, damage: str) -> None:
     expected = take_snapshot(tree, cache_folder=cache)
     (file,) = cache.iterdir()
     file.write_text(damage)
     assert take_snapshot(tree, cache_folder=cache) == expected
-    assert json.loads(file.read_text())["version"] == 1
+    assert json.loads(file.read_text())["version"] == file_hashes.CACHE_VERSION
 
 
 @pytest.mark.usefixtures("settled")
