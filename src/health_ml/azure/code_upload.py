@@ -72,7 +72,10 @@ class CodeUpload:
         query = {"api-version": CODES_API, "hash": code.content_hash, "hashVersion": HASH_VERSION}
         found = self._rest.get(f"{self._codes}/{uuid.uuid4()}/versions", **query)  # the name in it means nothing
         versions = found.get("value") or []
-        return str(versions[0]["id"]) if versions else ""
+        if not versions:
+            return ""
+        logger.info("AzureML has this version of the code already.")
+        return str(versions[0]["id"])
 
     def send(self, code: JobCode) -> UploadReport:
         """Returns the id of a new version of the code, after sending what the version before does not have.

@@ -149,7 +149,7 @@ class AzureMLBackend(Backend):
         self._poll_seconds = poll_seconds
         self._code: tuple[Snapshot, Path] = (Snapshot(()), Path())
         self._compute_lock = threading.Lock()
-        self._found_compute: list[Any] = []
+        self._found_compute: Any = None
 
     @classmethod
     def create(cls, context: BackendContext) -> AzureMLBackend:
@@ -175,7 +175,7 @@ class AzureMLBackend(Backend):
         """Signs in, if that needs nobody, loads the SDK, and asks for the cluster."""
         self._account.warm_up()
         if self._cluster and self._account.credential.method is not None:
-            with suppress(HimlError), self._account.errors("The cluster cannot be found"):
+            with suppress(HimlError, OSError, ValueError), self._account.errors("The cluster cannot be found"):
                 self._compute()  # what goes wrong is said when the job is submitted
 
     def render(self, plan: JobPlan) -> Request:
@@ -229,9 +229,9 @@ class AzureMLBackend(Backend):
         from health_ml.azure.compute import find_compute
 
         with self._compute_lock:
-            if not self._found_compute:
-                self._found_compute.append(find_compute(self._account.client, self._cluster))
-            return self._found_compute[0]
+            if self._found_compute is None:
+                self._found_compute = find_compute(self._account.client, self._cluster)
+            return self._found_compute
 
     @contextmanager
     def _code_of(self, plan: JobPlan, *, has_runner: bool) -> Iterator[Callable[[], str]]:

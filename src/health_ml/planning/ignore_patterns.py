@@ -143,7 +143,10 @@ class PatternList:
         self._name_expression = _any_of(text for pattern, text in plain if not pattern.is_path)
         self._path_expression = _any_of(text for pattern, text in plain if pattern.is_path)
         paths = [pattern.text for pattern, _ in self._patterns if pattern.is_path]
-        self._path_depths = None if any("**" in text for text in paths) else {text.count("/") for text in paths}
+        # Without two stars, no wildcard stands for a slash: a pattern is as deep as what it matches. Brackets may hold
+        # a slash that matches nothing, and are too rare to be looked into.
+        is_fixed = not any("**" in text or "[" in text for text in paths)
+        self._path_depths = {text.count("/") for text in paths} if is_fixed else None
 
     def __bool__(self) -> bool:
         return bool(self._patterns)
@@ -171,7 +174,6 @@ class PatternList:
         :param names: What the folder holds, in the bytes view.
         :param folder: Path of the folder from the snapshot's folder, ending with a slash, or "", in the bytes view.
         """
-        # Without two stars, no wildcard stands for a slash: a pattern is as deep as what it matches.
         is_deep_enough = self._path_depths is None or self._relative(folder).count("/") in self._path_depths
         if self._path_expression is not None and is_deep_enough:
             return False

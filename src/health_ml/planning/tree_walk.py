@@ -129,12 +129,12 @@ class _Walk:
         others = {}
         files = self._listing.files
         for name, entry in entries.items():
-            if entry.is_file(follow_symlinks=False):
-                try:
+            try:
+                if entry.is_file(follow_symlinks=False):
                     files.append(FoundFile(folder + name, entry.stat(follow_symlinks=False)))
                     continue
-                except OSError:
-                    pass  # it is gone, or cannot be read: that is for those who judge
+            except OSError:
+                pass  # it is gone, or cannot be read: that is for those who judge
             others[name] = entry
         return others
 

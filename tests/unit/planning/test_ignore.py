@@ -97,6 +97,7 @@ def test_nearly_everything_is_seen_to_concern_nothing() -> None:
     assert patterns.concerns_nothing(["outputs", "a.py"], "package/sub/")
     assert not patterns.concerns_nothing(["outputs"], "")
     assert not patterns.concerns_nothing(["a.py"], "docs/")
+    assert not PatternList(parse_patterns(b"a[x/]b", source="x")).concerns_nothing(["axb"], "")
     assert not any(patterns.concerns_nothing([name], "package/sub/") for name in ("a.log", "__pycache__", "a.pyc"))
 
 
