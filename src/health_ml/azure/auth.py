@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -273,16 +273,21 @@ def _warn(text: str) -> None:
     logger.warning("%s", text)
 
 
-@contextmanager
-def _quiet_sdk() -> Iterator[None]:
+def _quiet_sdk() -> AbstractContextManager[None]:
     """Keeps the SDK from warning of each method that fails: the error at the end names them all."""
-    sdk = logging.getLogger("azure.identity")
-    before = sdk.level
-    sdk.setLevel(logging.CRITICAL)
+    return quiet_library("azure.identity", logging.CRITICAL)
+
+
+@contextmanager
+def quiet_library(name: str, level: int) -> Iterator[None]:
+    """Drops what a library logs that is less severe than a level."""
+    library = logging.getLogger(name)
+    before = library.level
+    library.setLevel(level)
     try:
         yield
     finally:
-        sdk.setLevel(before)
+        library.setLevel(before)
 
 
 def _reason(error: Exception) -> str:

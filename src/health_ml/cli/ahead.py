@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -69,21 +69,28 @@ def started_ahead(draft: Draft, place: Place, *, start: Start, environment: RunE
         with warm_processes(draft, place) as processes:
             yield Ahead(processes=processes)
     else:
-        with _waiting_mirror(draft, environment, place.project_root) as mirror:
+        with _mirror_of_run(draft, place.project_root, environment) as mirror:
             yield Ahead(mirror=mirror)
 
 
+def _mirror_of_run(
+    draft: Draft, project_root: Path, environment: RunEnvironment
+) -> AbstractContextManager[WaitingMirror | None]:
+    """Starts the process of the mirror if it will be needed."""
+    will_be_run = bool(draft.config.model) and not draft.problems
+    is_mirrored_by_fan_out = environment.fan_out_folder is not None
+    if not will_be_run or not environment.is_global_rank_zero or is_mirrored_by_fan_out:
+        return nullcontext()
+    return waiting_mirror(draft, project_root)
+
+
 @contextmanager
-def _waiting_mirror(draft: Draft, environment: RunEnvironment, project_root: Path) -> Iterator[WaitingMirror | None]:
-    """Starts the process of the mirror, which loads MLflow meanwhile, if it will be needed."""
+def waiting_mirror(draft: Draft, project_root: Path) -> Iterator[WaitingMirror | None]:
+    """Starts the process of the mirror, which loads MLflow meanwhile, unless nothing is mirrored."""
     from health_ml.records.tracking import NO_TRACKING, resolve_tracking_uri
 
-    if not draft.config.model or draft.problems:  # there will be no run
-        yield None
-        return
     uri = resolve_tracking_uri(draft.config.tracking_uri, environ=process_environment(), project_root=project_root)
-    is_mirrored_by_fan_out = environment.fan_out_folder is not None
-    if uri == NO_TRACKING or not environment.is_global_rank_zero or is_mirrored_by_fan_out:
+    if uri == NO_TRACKING:
         yield None
         return
     from health_ml.records.mirror import WaitingMirror
