@@ -80,6 +80,12 @@ def seconds_per_step(logger: Logger, folder: Path) -> float:
     """Returns the time per step of a short training with this logger."""
     data = TensorDataset(torch.rand(STEPS * 8, 32), torch.rand(STEPS * 8, 1))
     model = TimedModel()
+    train(model, data, logger, folder)
+    return model.seconds_per_step
+
+
+def train(model: LightningModule, data: TensorDataset, logger: Logger, folder: Path) -> None:
+    """Trains for one epoch in batches of eight, with this logger and nothing else that takes time."""
     Trainer(
         accelerator="cpu",
         max_epochs=1,
@@ -90,7 +96,6 @@ def seconds_per_step(logger: Logger, folder: Path) -> float:
         enable_model_summary=False,
         default_root_dir=folder,
     ).fit(model, DataLoader(data, batch_size=8))
-    return model.seconds_per_step
 
 
 def wait_for_mirror(record: RunRecord) -> None:

@@ -20,12 +20,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import torch
-from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning import LightningModule
 from torch import Tensor
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import TensorDataset
 
 from benchmarks.harness import REPOSITORY, Row
-from benchmarks.step_time import NoLogger, TimedModel, seconds_per_step
+from benchmarks.step_time import NoLogger, TimedModel, seconds_per_step, train
 from health_ml.records.mirror import start_mirror
 from health_ml.records.mirror_handle import MirrorHandle
 from health_ml.records.record import RunRecord, RunStatus
@@ -102,16 +102,7 @@ class WideModel(LightningModule):
 def seconds_per_wide_step(logger: NoLogger | RunLogger, folder: Path) -> float:
     """Returns the time per step of a short training with a thousand metrics per step."""
     model = WideModel()
-    Trainer(
-        accelerator="cpu",
-        max_epochs=1,
-        logger=logger,
-        log_every_n_steps=1,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=folder,
-    ).fit(model, DataLoader(TensorDataset(torch.rand(WIDE_STEPS * 8, 256)), batch_size=8))
+    train(model, TensorDataset(torch.rand(WIDE_STEPS * 8, 256)), logger, folder)
     return model.seconds_per_step
 
 

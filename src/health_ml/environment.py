@@ -1,6 +1,6 @@
 """Where this process runs: the one place that reads environment variables, and the helpers that restore them.
 
-``os.environ`` and ``os.chdir`` are used here and in :mod:`health_ml.runner` only. Everything else gets a
+``os.environ`` and ``os.chdir`` are used here and in :mod:`health_ml.cli.process` only. Everything else gets a
 :class:`RunEnvironment`, which tests build from a dictionary.
 """
 

@@ -5,11 +5,10 @@ CONNECT proxy (``proxy.py``) that tunnels the service's hosts to a server of our
 ``*_routes.py``), blob storage to a real Azurite (``azurite.py``), and refuses every other host. MLflow's routes are
 answered by a real MLflow server (``mlflow_server.py``). Answers have the form of the real service's.
 
-How a test uses it, in this folder or after ``from tests.azureml.fixtures import *`` (both fixtures are needed)::
+How a test uses it, in this folder or after ``from tests.azureml.fixtures import *`` (all fixtures are needed)::
 
-    def test_submission(azureml: AzureML, monkeypatch: pytest.MonkeyPatch) -> None:
-        for name, value in azureml.environment.items():   # proxy, certificates, a service principal
-            monkeypatch.setenv(name, value)
+    def test_submission(azureml: AzureML, project: Path) -> None:
+        # ``azureml.environment`` is set, and ``project`` the working directory; ``signed_in`` is for tests without one
         ...                                                # MLClient(EnvironmentCredential(), ...), himl-runner, ...
         job = azureml.state.jobs["name"]                   # .body is what was sent, .status, .tags, .children, ...
         azureml.run_pending_jobs()                         # executes what was submitted, in real processes

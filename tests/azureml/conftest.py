@@ -9,24 +9,22 @@ from typing import Any
 
 import pytest
 
-from tests.azureml.fixtures import azureml, azureml_process
+from tests.azureml.fixtures import azureml, azureml_process, project, signed_in
 from tests.azureml.service import AzureML
 
-__all__ = ["azureml", "azureml_process"]
+__all__ = ["azureml", "azureml_process", "project", "signed_in"]
 
 IMAGE = "mcr.microsoft.com/azureml/openmpi4.1.0-ubuntu22.04"
 
 
 @pytest.fixture
-def client(azureml: AzureML, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def client(signed_in: AzureML) -> Iterator[Any]:
     """Returns the unmodified SDK's client, signed in with the variables of the stand-in."""
-    for name, value in azureml.environment.items():
-        monkeypatch.setenv(name, value)
     from azure.ai.ml import MLClient
     from azure.identity import EnvironmentCredential
 
     random.seed()  # the SDK draws the names of jobs, and a training may have set the seed to one that was there before
-    workspace = azureml.workspace
+    workspace = signed_in.workspace
     with EnvironmentCredential() as credential:
         yield MLClient(credential, workspace.subscription_id, workspace.resource_group, workspace.name)
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.azureml.azurite import AzuriteMissingError
 from tests.azureml.service import AzureML, start_stand_in
 
-__all__ = ["azureml", "azureml_process"]
+__all__ = ["azureml", "azureml_process", "project", "signed_in"]
 
 
 @pytest.fixture(scope="session")
@@ -36,3 +38,22 @@ def azureml(azureml_process: AzureML) -> Iterator[AzureML]:
     azureml_process.start_test()
     assert not problems, f"Request bodies against the type definitions: {problems}"
     assert not refused, f"Hosts that the proxy refused: {refused}"
+
+
+@pytest.fixture
+def signed_in(azureml: AzureML, monkeypatch: pytest.MonkeyPatch) -> AzureML:
+    """Returns the stand-in, which is Azure for this process, signed in as a service principal."""
+    for name, value in azureml.environment.items():
+        monkeypatch.setenv(name, value)
+    return azureml
+
+
+@pytest.fixture
+def project(signed_in: AzureML, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Returns the working directory, with the config.json of the workspace and nothing else; the cache is beside it."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "a cache"))
+    folder = tmp_path / "a project"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(signed_in.config))
+    monkeypatch.chdir(folder)
+    return folder

@@ -53,12 +53,10 @@ class AzureMLAdapter(Adapter):
 
 
 @pytest.fixture
-def adapter(azureml: AzureML, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Adapter]:
-    for name, value in azureml.environment.items():
-        monkeypatch.setenv(name, value)
+def adapter(signed_in: AzureML, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Adapter]:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path.with_name(f"{tmp_path.name}-cache")))
-    adapter = AzureMLAdapter(azureml)
-    with azureml.executing():
+    adapter = AzureMLAdapter(signed_in)
+    with signed_in.executing():
         yield adapter
     adapter.close()
 

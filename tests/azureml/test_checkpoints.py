@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -15,16 +13,6 @@ from health_ml.errors import CheckpointError, HimlError, RunNotFoundError, Works
 from health_ml.testing import invoke
 from tests.azureml.service import AzureML
 from tests.azureml.test_downloads import SWEEP_BODY, add_job
-
-
-@pytest.fixture
-def project(azureml: AzureML, client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Returns a folder with the configuration of the workspace; the cache is beside it."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    folder = tmp_path / "project"
-    folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(azureml.config))
-    return folder
 
 
 def resolve(text: str, project: Path, environ: dict[str, str]) -> Path:
@@ -39,7 +27,7 @@ def resolve(text: str, project: Path, environ: dict[str, str]) -> Path:
 
 @pytest.fixture
 def environ(azureml: AzureML, project: Path) -> dict[str, str]:
-    return {**azureml.environment, "XDG_CACHE_HOME": str(project.parent / "cache")}
+    return {**azureml.environment, "XDG_CACHE_HOME": str(project.parent / "a cache")}
 
 
 def test_the_newest_attempt_counts(azureml: AzureML, project: Path, environ: dict[str, str]) -> None:
@@ -113,10 +101,7 @@ def test_a_configuration_that_was_given_has_to_be_right(project: Path, environ: 
         checkpoint_stores(environ, start_directory=project, config_path=Path("other.json"))
 
 
-def test_inference_on_the_checkpoint_of_a_run_in_azureml(
-    azureml: AzureML, project: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(project)
+def test_inference_on_the_checkpoint_of_a_run_in_azureml(azureml: AzureML, project: Path) -> None:
     trained = invoke(["--model=HelloWorld", "--max_epochs=1", "--max_num_gpus=0", "--tracking_uri=none"])
     assert trained.exit_code == 0, trained.stderr
     (checkpoint,) = project.glob("outputs/*/checkpoints/last.ckpt")
@@ -132,8 +117,7 @@ def test_inference_on_the_checkpoint_of_a_run_in_azureml(
     assert after.metrics["test/mse"] == before.metrics["test/mse"]
 
 
-def test_flags_of_the_workspace_without_use_are_refused(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(project)
+def test_flags_of_the_workspace_without_use_are_refused(project: Path) -> None:
     refused = invoke(["--model=HelloWorld", "--auth=azure_cli", "--workspace_config_path=config.json"])
     assert refused.exit_code == HimlError("").exit_code + 1
     assert "--auth and --workspace_config_path have no effect on this machine" in refused.stderr

@@ -71,19 +71,17 @@ class Sender:
 
 
 @pytest.fixture
-def sender(azureml: AzureML, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sender]:
-    for name, value in azureml.environment.items():
-        monkeypatch.setenv(name, value)
+def sender(signed_in: AzureML, tmp_path: Path) -> Iterator[Sender]:
     workspace = WorkspaceName(
-        azureml.workspace.subscription_id, azureml.workspace.resource_group, azureml.workspace.name
+        signed_in.workspace.subscription_id, signed_in.workspace.resource_group, signed_in.workspace.name
     )
-    credential = get_credential(environ=azureml.environment)
+    credential = get_credential(environ=signed_in.environment)
     folder = tmp_path / "code"
     folder.mkdir()
     (folder / "who.txt").write_text(str(tmp_path))  # no other test has the same code
-    client = connect(workspace, environ=azureml.environment, credential=credential)
+    client = connect(workspace, environ=signed_in.environment, credential=credential)
     with RestClient(ARM_ADDRESS, credential, QUICK) as rest:
-        yield Sender(azureml, rest, client, workspace.arm_id, folder, tmp_path / "cache")
+        yield Sender(signed_in, rest, client, workspace.arm_id, folder, tmp_path / "cache")
     credential.close()
 
 

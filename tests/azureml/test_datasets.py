@@ -194,16 +194,11 @@ class Reader(HelloWorld):
 
 
 def test_a_training_reads_datasets_of_the_workspace(
-    azureml: AzureML, upload: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    azureml: AzureML, upload: Callable[..., None], project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     upload("first_data", "1", {"a.txt": b"a"})
     upload("second_data", "7", {"b.txt": b"b"})
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user cache"))
-    project = tmp_path / "project"
-    project.mkdir()
-    (project / "config.json").write_text(json.dumps(azureml.config))
     (project / "reader.py").write_text(READER)
-    monkeypatch.chdir(project)
     flags = ["--model=reader.Reader", "--max_epochs=1", "--max_num_gpus=0", "--tracking_uri=none"]
     done = invoke([*flags, "--azure_datasets=first_data,second_data:7", "--auth=environment"])
     assert done.exit_code == 0, done.stderr
@@ -215,6 +210,6 @@ def test_a_training_reads_datasets_of_the_workspace(
     assert "The datasets first_data are in AzureML. No AzureML workspace is named" in refused.stderr
     assert "--local_datasets=FOLDER" in refused.stderr
     seen = len(azureml.received())
-    local = invoke([*flags, "--azure_datasets=first_data", f"--local_datasets={tmp_path / 'project'}"])
+    local = invoke([*flags, "--azure_datasets=first_data", f"--local_datasets={project}"])
     assert local.exit_code == 0, local.stderr
     assert len(azureml.received()) == seen, "nobody is asked about a folder on this machine"

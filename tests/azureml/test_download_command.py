@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -10,15 +9,6 @@ import pytest
 from health_ml.runner import download_main
 from tests.azureml.service import AzureML
 from tests.azureml.test_downloads import add_job
-
-
-@pytest.fixture
-def project(azureml: AzureML, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for name, value in azureml.environment.items():
-        monkeypatch.setenv(name, value)
-    (tmp_path / "config.json").write_text(json.dumps(azureml.config))
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def test_files_of_a_run(azureml: AzureML, project: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import statistics
@@ -109,16 +108,10 @@ ENVIRONMENT = "name: own\ndependencies:\n- python=3.11\n- pip:\n  - torch==2.13.
 
 
 @pytest.fixture
-def project(azureml: AzureML, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for name, value in azureml.environment.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    folder = tmp_path / "a project"
-    folder.mkdir()
-    (folder / "own.py").write_text(CONTAINER)
-    (folder / "environment.yml").write_text(ENVIRONMENT)
-    (folder / "config.json").write_text(json.dumps(azureml.config))
-    return folder
+def project(project: Path) -> Path:
+    (project / "own.py").write_text(CONTAINER)
+    (project / "environment.yml").write_text(ENVIRONMENT)
+    return project
 
 
 def add_dataset(azureml: AzureML, client: Any) -> None:

@@ -39,10 +39,7 @@ def environ(azureml: AzureML, name: str) -> dict[str, str]:
     }
 
 
-@pytest.fixture(autouse=True)
-def network(azureml: AzureML, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in azureml.environment.items():
-        monkeypatch.setenv(name, value)
+pytestmark = pytest.mark.usefixtures("signed_in")
 
 
 def checkpoint(tmp_path: Path, epoch: int) -> bytes:

@@ -22,16 +22,6 @@ from tests.azureml.state import Job
 FLAGS = ["--model=HelloWorld", "--max_num_gpus=0", "--log_from_vm", "--run_extra_val_epoch"]
 
 
-@pytest.fixture
-def project(azureml: AzureML, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Returns the working directory, with the configuration of the workspace; signed in as a service principal."""
-    for name, value in azureml.environment.items():
-        monkeypatch.setenv(name, value)
-    (tmp_path / "config.json").write_text(json.dumps(azureml.config))
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def new_run(azureml: AzureML, display_name: str) -> Job:
     """Returns the run that was made through MLflow with this name."""
     (job,) = [

@@ -24,17 +24,6 @@ RANKED = {"himl.search": json.dumps({"primary_metric": "val/loss", "goal": "mini
 """What a search says about itself if a metric ranks its trials."""
 
 
-@pytest.fixture
-def project(azureml: AzureML, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for name, value in {**azureml.environment, "XDG_CACHE_HOME": str(tmp_path / "cache")}.items():
-        monkeypatch.setenv(name, value)
-    folder = tmp_path / "project"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    (folder / "config.json").write_text(json.dumps(azureml.config))
-    return folder
-
-
 def record_files(
     folder: Path, metrics: dict[str, float], *, message: str = "", tested: str | None = "checkpoints/last.ckpt"
 ) -> dict[str, bytes]:
@@ -68,7 +57,7 @@ def status_of(name: str, project: Path) -> Invocation:
 
 
 def best_of(name: str, project: Path, azureml: AzureML, form: str = "best") -> bytes:
-    environ = {**azureml.environment, "XDG_CACHE_HOME": str(project.parent / "cache")}
+    environ = {**azureml.environment, "XDG_CACHE_HOME": str(project.parent / "a cache")}
     found = resolve_checkpoint(
         CheckpointParser(f"{name}:{form}"),
         start_directory=project,

@@ -18,10 +18,8 @@ SCOPE = "https://management.azure.com/.default"
 
 
 @pytest.fixture
-def here(azureml: AzureML, monkeypatch: pytest.MonkeyPatch) -> WorkspaceName:
-    for name, value in azureml.environment.items():
-        monkeypatch.setenv(name, value)
-    workspace = azureml.workspace
+def here(signed_in: AzureML) -> WorkspaceName:
+    workspace = signed_in.workspace
     return WorkspaceName(workspace.subscription_id, workspace.resource_group, workspace.name)
 
 

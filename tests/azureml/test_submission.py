@@ -41,17 +41,11 @@ Himl = Callable[..., Invocation]
 
 
 @pytest.fixture
-def project(azureml: AzureML, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def project(project: Path) -> Path:
     """Returns a fresh project with a container, an environment and the workspace's config.json."""
-    for name, value in azureml.environment.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    folder = tmp_path / "project"
-    folder.mkdir()
-    (folder / "small.py").write_text(CONTAINER)
-    (folder / "environment.yml").write_text(ENVIRONMENT)
-    (folder / "config.json").write_text(json.dumps(azureml.config))
-    return folder
+    (project / "small.py").write_text(CONTAINER)
+    (project / "environment.yml").write_text(ENVIRONMENT)
+    return project
 
 
 @pytest.fixture
@@ -298,7 +292,7 @@ def test_the_workspace_can_be_named(project: Path, himl: Himl, azureml: AzureML)
     (project / "config.json").rename(project / "mine.json")
     assert "No AzureML workspace is named" in himl().stderr
     run = himl("--workspace_config_path=mine.json", "--auth=environment")
-    assert f"--cluster=azureml --workspace_config_path={project}/mine.json" in run.stdout, run.stderr
+    assert f"--cluster=azureml '--workspace_config_path={project}/mine.json'" in run.stdout, run.stderr
     refused = himl("--workspace_config_path=mine.json", "--auth=workload_identity")
     assert "workload_identity:  AZURE_FEDERATED_TOKEN_FILE is not set" in refused.stderr
     assert "environment:" not in refused.stderr

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import resource
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from pytorch_lightning import LightningDataModule, LightningModule, Trainer
+from pytorch_lightning import LightningDataModule, LightningModule
 
 from health_ml.checkpoints.parser import CheckpointParser
 from health_ml.cli.parse import parse
@@ -34,8 +31,10 @@ from health_ml.records.reader import read_record
 from health_ml.records.record import RunStatus
 from health_ml.testing import invoke
 from tests.helpers.containers import LineContainer, LineData, LineModel
+from tests.helpers.disk import largest_file
 from tests.helpers.http_server import send, serving
 from tests.helpers.runs import run_container
+from tests.helpers.training import quiet_trainer
 
 
 def status_of_only_run(folder: Path) -> tuple[RunStatus, str]:
@@ -229,8 +228,7 @@ def test_relative_dataset_folders_start_where_the_user_is(tmp_path: Path) -> Non
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
-    trainer = Trainer(max_epochs=1, logger=False, enable_checkpointing=False, accelerator="cpu",
-                      enable_progress_bar=False, enable_model_summary=False)  # fmt: skip
+    trainer = quiet_trainer(max_epochs=1)
     trainer.fit(LineModel(), datamodule=LineData())
     path = tmp_path / "elsewhere" / "model.ckpt"
     trainer.save_checkpoint(path)
@@ -429,20 +427,9 @@ def test_an_output_folder_that_cannot_be_made(tmp_path: Path) -> None:
         run_container(LineContainer(output_to=Path("file/results")), tmp_path)
 
 
-@contextmanager
-def full_disk() -> Iterator[None]:
-    """No file can grow beyond its current size: the nearest to a full disk that needs no rights."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 def test_a_full_disk_is_noticed_before_the_model_is_built(tmp_path: Path) -> None:
     container = failing("setup", AssertionError("the model was built"))()
-    with full_disk(), pytest.raises(OutputError, match="Cannot write the results of the run to"):
+    with largest_file(0), pytest.raises(OutputError, match="Cannot write the results of the run to"):
         run_container(container, tmp_path)
     assert list((tmp_path / "outputs").iterdir()) == []
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-import resource
 from collections.abc import Iterator
-from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -25,6 +23,7 @@ from health_ml.records.reader import read_record
 from health_ml.records.record import RunStatus
 from health_ml.training.result import RunResult
 from tests.helpers.containers import LineContainer, LineModel
+from tests.helpers.disk import largest_file
 from tests.helpers.http_server import send, serving
 from tests.helpers.runs import run_container
 
@@ -214,16 +213,6 @@ def test_a_model_with_any_parameters_is_loaded_by_lightning(tmp_path: Path) -> N
 
 
 # --- a full disk ------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def largest_file(size: int) -> Iterator[None]:
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 class GrowingModel(LineModel):

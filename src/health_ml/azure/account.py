@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from health_ml.azure.auth import ARM_SCOPE, CachingCredential, get_credential
+from health_ml.azure.auth import ARM_SCOPE, CachingCredential, get_credential, quiet_library
 from health_ml.azure.client import WorkspaceName, azure_errors, connect
 
 if TYPE_CHECKING:
@@ -46,23 +46,16 @@ class AzureMLAccount:
     def warm_up(self) -> None:
         """Signs in, if that needs nobody, and loads the SDK: what takes longest of all that follows."""
         self.credential.prefetch(ARM_SCOPE)
-        with quiet_sdk():
+        with _quiet_sdk():
             _ = self.client
 
     @contextmanager
     def errors(self, doing: str) -> Iterator[None]:
         """Turns the errors of the SDK into ours, and keeps its advice to programmers from the user."""
-        with azure_errors(doing, self.workspace, credential=self.credential), quiet_sdk():
+        with azure_errors(doing, self.workspace, credential=self.credential), _quiet_sdk():
             yield
 
 
-@contextmanager
-def quiet_sdk() -> Iterator[None]:
+def _quiet_sdk() -> AbstractContextManager[None]:
     """Keeps back what the SDK has to say about its own classes ("experimental", "deprecated")."""
-    sdk = logging.getLogger("azure.ai.ml")
-    before = sdk.level
-    sdk.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        sdk.setLevel(before)
+    return quiet_library("azure.ai.ml", logging.ERROR)

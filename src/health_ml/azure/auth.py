@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -275,16 +275,34 @@ def _warn(text: str) -> None:
     logger.warning("%s", text)
 
 
-@contextmanager
-def _quiet_sdk() -> Iterator[None]:
+def _quiet_sdk() -> AbstractContextManager[None]:
     """Keeps the SDK from warning of each method that fails: the error at the end names them all."""
-    sdk = logging.getLogger("azure.identity")
-    before = sdk.level
-    sdk.setLevel(logging.CRITICAL)
+    return quiet_library("azure.identity", logging.CRITICAL)
+
+
+_quiet_lock = threading.Lock()
+_quiet: dict[str, tuple[int, int]] = {}
+"""The libraries that are quiet now: how many ask for it, and the level to go back to."""
+
+
+@contextmanager
+def quiet_library(name: str, level: int) -> Iterator[None]:
+    """Drops what a library logs that is less severe than a level. Several threads may ask for it at once."""
+    library = logging.getLogger(name)
+    with _quiet_lock:
+        count, before = _quiet.get(name, (0, library.level))
+        if not count:
+            library.setLevel(level)
+        _quiet[name] = (count + 1, before)
     try:
         yield
     finally:
-        sdk.setLevel(before)
+        with _quiet_lock:
+            count, before = _quiet.pop(name)
+            if count > 1:
+                _quiet[name] = (count - 1, before)
+            else:
+                library.setLevel(before)
 
 
 def _reason(error: Exception) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from health_ml.azure.job_start import RUNNER
-from health_ml.azure.storage import open_container
+from health_ml.azure.storage import find_datastore, open_container
 from health_ml.errors import DatasetError, HimlError, did_you_mean
 from health_ml.planning.datasets import LATEST, DatasetReference, folder_uri, input_name, parse_dataset
 from health_ml.planning.plan import JobPlan, PlannedDataset
@@ -40,21 +40,8 @@ def resolve_inputs(client: MLClient, plan: JobPlan) -> dict[str, ResolvedInput]:
     datastores = {parse_dataset(data.name).datastore for data in (*plan.datasets, *plan.output_datasets) if data.name}
     datastores |= {data.datastore for data in plan.datasets if data.name}
     for name in sorted(datastores - {""}):
-        _check_datastore(client, name)
+        find_datastore(client, name)
     return {input_name(index): _resolve(client, data) for index, data in enumerate(plan.datasets) if data.name}
-
-
-def _check_datastore(client: MLClient, name: str) -> None:
-    from azure.core.exceptions import ResourceNotFoundError
-
-    try:
-        client.datastores.get(name)
-    except ResourceNotFoundError as error:
-        known = sorted(str(store.name) for store in client.datastores.list())
-        raise DatasetError(
-            f"The workspace {client.workspace_name} has no datastore {name!r}.",
-            f"{did_you_mean(name, known)} It has {', '.join(known)}.".strip(),
-        ) from error
 
 
 def _resolve(client: MLClient, data: PlannedDataset) -> ResolvedInput:

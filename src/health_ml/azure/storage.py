@@ -147,16 +147,7 @@ def open_container(client: MLClient, datastore: str) -> Container:
     :param datastore: Its name, or "" for the default one of the workspace.
     :raises DatasetError: If there is no such datastore, or it is not in blob storage.
     """
-    from azure.core.exceptions import ResourceNotFoundError
-
-    try:
-        store = client.datastores.get(datastore) if datastore else client.datastores.get_default()
-    except ResourceNotFoundError as error:
-        known = sorted(str(entry.name) for entry in client.datastores.list())
-        raise DatasetError(
-            f"The workspace {client.workspace_name} has no datastore {datastore!r}.",
-            f"{did_you_mean(datastore, known)} It has {', '.join(known)}.".strip(),
-        ) from error
+    store = find_datastore(client, datastore)
     kind = str(getattr(store.type, "value", store.type)).lower()
     kind = next((known for known in _KINDS if known.replace("_", "") == kind.replace("_", "")), kind)
     if kind not in _KINDS:
@@ -166,6 +157,24 @@ def open_container(client: MLClient, datastore: str) -> Container:
         )
     address = f"https://{store.account_name}.blob.{store.endpoint}/{getattr(store, _KINDS[kind])}"
     return Container(address, lambda: permission_for(client, str(store.name), address))
+
+
+def find_datastore(client: MLClient, name: str) -> Any:
+    """Returns a datastore as the SDK describes it.
+
+    :param name: Its name, or "" for the default one of the workspace.
+    :raises DatasetError: If there is no such datastore.
+    """
+    from azure.core.exceptions import ResourceNotFoundError
+
+    try:
+        return client.datastores.get(name) if name else client.datastores.get_default()
+    except ResourceNotFoundError as error:
+        known = sorted(str(store.name) for store in client.datastores.list())
+        raise DatasetError(
+            f"The workspace {client.workspace_name} has no datastore {name!r}.",
+            f"{did_you_mean(name, known)} It has {', '.join(known)}.".strip(),
+        ) from error
 
 
 def permission_for(client: MLClient, datastore: str, address: str) -> Permission:

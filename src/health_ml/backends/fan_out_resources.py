@@ -85,26 +85,35 @@ def usable_cores() -> int:
 
 
 def visible_gpus(environment: Mapping[str, str]) -> tuple[str, ...]:
-    """Returns the names of the GPUs that a process with these environment variables can use.
-
-    Asks the driver's own program, because asking torch would start CUDA in this process.
-    """
+    """Returns the names of the GPUs that a process with these environment variables can use."""
     listed = environment.get(ENV_GPUS)
     if listed is not None:
         names = [name.strip() for name in listed.split(",")]
         # CUDA ignores what follows an invalid one.
         end = next((place for place, name in enumerate(names) if name in ("", "-1")), len(names))
         return tuple(names[:end])
-    if shutil.which("nvidia-smi") is None:
-        return ()
     try:
-        answer = subprocess.run(
-            ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"],
-            capture_output=True,
-            text=True,
-            timeout=_GPU_QUERY_SECONDS,
-            check=False,
-        )
+        return tuple(query_gpus("index"))
     except (OSError, subprocess.TimeoutExpired):
         return ()
-    return tuple(line.strip() for line in answer.stdout.splitlines() if line.strip()) if answer.returncode == 0 else ()
+
+
+def query_gpus(*fields: str) -> list[str]:
+    """Returns what the driver says about each NVIDIA GPU of the machine; nothing if it is not there, or fails.
+
+    Asks its own program, because asking torch would start CUDA in this process.
+
+    :param fields: What to ask for, by the names that nvidia-smi has for it.
+    :raises OSError: If the program cannot be started.
+    :raises subprocess.TimeoutExpired: If it hangs.
+    """
+    if shutil.which("nvidia-smi") is None:
+        return []
+    answer = subprocess.run(
+        ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader"],
+        capture_output=True,
+        text=True,
+        timeout=_GPU_QUERY_SECONDS,
+        check=False,
+    )
+    return [line.strip() for line in answer.stdout.splitlines() if line.strip()] if answer.returncode == 0 else []

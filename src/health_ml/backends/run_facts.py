@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import platform
-import shutil
 import subprocess
 import sys
 import threading
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import param
 
+from health_ml.backends.fan_out_resources import query_gpus
 from health_ml.deep_learning_config import parameters_of
 from health_ml.environment import RunEnvironment
 from health_ml.errors import HimlError
@@ -44,7 +44,6 @@ logger = logging.getLogger(__name__)
 DEFAULT_SOURCE = "default"
 """Source of a value that nobody has set."""
 
-_GPU_QUERY_SECONDS = 20
 _END_SECONDS = 30
 
 
@@ -206,7 +205,7 @@ class ProvenanceThread:
             write_git_state(self._record, state)
 
     def _write_gpus(self) -> None:
-        self._document.update({"gpus": query_gpus()})
+        self._document.update({"gpus": query_gpus("name", "driver_version", "memory.total")})
 
     def _write_packages(self) -> None:
         self._record.write_document(RECORD_PACKAGES_DOCUMENT, package_versions())
@@ -217,23 +216,6 @@ def write_git_state(record: RunRecord, state: GitState) -> None:
     record.write_document(RECORD_GIT_DOCUMENT, state.as_document())
     if state.patch:
         record.write_text(RECORD_GIT_PATCH_FILE, state.patch)
-
-
-def query_gpus() -> list[str]:
-    """Returns name, driver and memory of each NVIDIA GPU of the machine.
-
-    Asks the driver's own program, because asking torch would start CUDA in this process.
-    """
-    if shutil.which("nvidia-smi") is None:
-        return []
-    answer = subprocess.run(
-        ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"],
-        capture_output=True,
-        text=True,
-        timeout=_GPU_QUERY_SECONDS,
-        check=False,
-    )
-    return [line.strip() for line in answer.stdout.splitlines() if line.strip()] if answer.returncode == 0 else []
 
 
 def _user_name() -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from health_ml.records.process_identity import is_dead
+from health_ml.records.reader import read_document
 
 _OPEN = os.O_RDWR | os.O_CREAT
 _WAIT_SECONDS = 2.0
@@ -54,11 +55,7 @@ def write_owner(descriptor: int, identity: Mapping[str, Any]) -> None:
 
 def read_owner(path: Path) -> dict[str, Any]:
     """Returns the identity of the process that holds the lock, empty if it has not said so yet."""
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
+    return read_document(path)
 
 
 def is_held(path: Path) -> bool:

@@ -2,35 +2,30 @@
 
 from __future__ import annotations
 
-import shutil
-import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import param
 
-from health_ml.cli.given import GivenFlag, apply, assign
-from health_ml.cli.help import MAX_WIDTH, MIN_WIDTH, flag_lines
-from health_ml.cli.tokens import tokenize
-from health_ml.cli.unknown import unknown_flag_problems
-from health_ml.deep_learning_config import parameters_of
+from health_ml.cli.program_flags import ProgramFlags, program_help, read_program_flags
 from health_ml.errors import ArgumentsError
 from health_ml.experiment_config import AzureMLParams, ExperimentConfig
 from health_ml.settings import DOWNLOADED_RUN_FILE
 
-USAGE = "usage: himl-download --run=ID[,ID] [--FLAG=VALUE ...]"
-SUMMARY = (
-    "Downloads files of runs in AzureML, several at once. What is here already is not downloaded again, and what was "
-    "interrupted continues. With several runs, for the trials of a search, and without "
-    "--output_dir, each run gets a folder of its own."
-)
 DEFAULT_FOLDER = Path("outputs")
 
 
-class DownloadFlags(param.Parameterized):
+class DownloadFlags(ProgramFlags):
     """What to download, and where to."""
 
-    help = param.Boolean(default=False, doc="Show the flags and exit.")
+    program = "himl-download"
+    usage = "usage: himl-download --run=ID[,ID] [--FLAG=VALUE ...]"
+    summary = (
+        "Downloads files of runs in AzureML, several at once. What is here already is not downloaded again, and what "
+        "was interrupted continues. With several runs, for the trials of a search, and without --output_dir, each run "
+        "gets a folder of its own."
+    )
+
     run = param.List(default=[], item_type=str, doc="Ids of the runs, which are the names of the jobs.")
     output_dir = param.ClassSelector(class_=Path, default=DEFAULT_FOLDER, doc="Folder to download to.")
     files_to_download = param.String(
@@ -41,6 +36,11 @@ class DownloadFlags(param.Parameterized):
     )
     workspace_config_path = ExperimentConfig.param.workspace_config_path
     auth = AzureMLParams.param.auth
+
+    def add_problems(self, problems: list[str]) -> None:
+        """Adds a sentence if no run is named."""
+        if not self.run and not self.help and not problems:
+            problems.append("--run is missing: which run is it about?")
 
 
 def download(
@@ -55,11 +55,9 @@ def download(
     :raises ArgumentsError: With everything that is wrong with the arguments.
     :raises HimlError: If there is no such run, or a file cannot be downloaded.
     """
-    flags = read_flags(argv, start_directory)
+    flags = read_program_flags(DownloadFlags(), argv, start_directory)
     if flags.help:
-        columns = max(MIN_WIDTH, min(MAX_WIDTH, shutil.get_terminal_size().columns - 1))
-        lines = flag_lines({**parameters_of(DownloadFlags)}, columns)
-        write("\n".join([USAGE, "", textwrap.fill(SUMMARY, columns), "", *lines]))
+        write(program_help(flags))
         return 0
     from health_ml.azure.account import AzureMLAccount
     from health_ml.azure.client import find_workspace
@@ -101,27 +99,3 @@ def _check_owner(folder: Path, run_id: str) -> None:
             f"{folder} has the files of run {owner}, and those of {run_id} have the same names.",
             "Give another --output_dir, or leave it out: then each run gets a folder of its own.",
         )
-
-
-def read_flags(argv: Sequence[str], start_directory: Path) -> DownloadFlags:
-    """Returns the flags of a command line.
-
-    :raises ArgumentsError: With everything that is wrong with them.
-    """
-    line = tokenize(argv)
-    flags = DownloadFlags()
-    parameters = dict(parameters_of(DownloadFlags))
-    assigned = assign([GivenFlag(token) for token in line.tokens], parameters)
-    problems: list[str] = []
-    apply(flags, assigned.values, start_directory=start_directory, problems=problems)
-    problems += unknown_flag_problems(assigned.rest, parameters)
-    strays = [*line.strays, *assigned.strays]
-    if strays:
-        problems.append(f"{' '.join(strays)}: every argument has to belong to a flag.")
-    if not flags.run and not flags.help and not problems:
-        problems.append("--run is missing: which run is it about?")
-    if problems:
-        raise ArgumentsError("\n".join(problems), "See himl-download --help.")
-    # hi-ml's form 'experiment:run' works too: a run id needs no experiment.
-    flags.run = [run_id.rpartition(":")[2] for run_id in flags.run]
-    return flags

@@ -13,6 +13,7 @@ from health_ml.backends.fan_out import WarmProcesses, check_fan_out, create_fan_
 from health_ml.backends.fan_out_resources import Slots, share_out
 from health_ml.backends.run_folder import new_run_folder
 from health_ml.backends.trial_processes import TrialServer
+from health_ml.cli.ahead import waiting_mirror
 from health_ml.cli.command_line import CommandLine
 from health_ml.cli.draft import Draft
 from health_ml.cli.given import Given
@@ -23,8 +24,6 @@ from health_ml.environment import Place, process_environment
 from health_ml.errors import HimlError
 from health_ml.planning.fan_out import FanOutOptions, build_search_space
 from health_ml.planning.plan import JobPlan, PlannedTrials
-from health_ml.records.mirror import WaitingMirror
-from health_ml.records.tracking import NO_TRACKING, resolve_tracking_uri
 from health_ml.settings import OUTPUTS_FOLDER
 
 
@@ -74,15 +73,8 @@ def warm_processes(draft: Draft, place: Place) -> Iterator[WarmProcesses | None]
         return
     server = TrialServer(draft.config.model, folder=place.start_directory, environment=slots.shared_environment)
     try:
-        uri = resolve_tracking_uri(
-            draft.config.tracking_uri, environ=process_environment(), project_root=place.project_root
-        )
-        mirror = WaitingMirror() if uri != NO_TRACKING else None
-        try:
+        with waiting_mirror(draft, place.project_root) as mirror:
             yield WarmProcesses(server, mirror)
-        finally:
-            if mirror is not None:
-                mirror.close()
     finally:
         server.close()
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from health_ml.backends.fan_out import WarmProcesses
+from health_ml.cli.ahead import Ahead, Start
 from health_ml.cli.command_line import CommandLine
-from health_ml.cli.early import EarlyBackend
 from health_ml.cli.fan_out_here import run_trials
 from health_ml.cli.parse import ParsedCommand
 from health_ml.cli.submit import Write, show_plan, submit_job
@@ -18,17 +17,15 @@ def launch(
     command: CommandLine,
     place: Place,
     *,
-    is_job: bool,
-    warm: WarmProcesses | None,
-    early: EarlyBackend | None,
+    start: Start,
+    ahead: Ahead,
     environment: RunEnvironment,
     write: Write,
 ) -> int:
     """Shows the plan, submits the job, runs the trials, or a run that is interrupted; returns the exit code.
 
-    :param is_job: True if the command names a cluster.
-    :param warm: Processes for trials that were started before.
-    :param early: The back end of the job, if it was made before.
+    :param start: Which of them.
+    :param ahead: What was started before the model was imported.
     :param environment: Where this process runs.
     :raises PlanError: If trials are to be interrupted.
     """
@@ -38,13 +35,13 @@ def launch(
             f"--simulate_preemption={preemption} has no effect on the trials of a fan-out.",
             "Leave it out, or test the interruption with a single run.",
         )
-    if command.only_plans:
+    if start is Start.NEVER:
         return show_plan(parsed, place, is_plan_only=command.print_plan is not None, write=write)
-    if is_job:
-        return submit_job(parsed, place, write=write, early=early)
-    if preemption:
+    if start is Start.AS_JOB:
+        return submit_job(parsed, place, write=write, early=ahead.backend)
+    if start is Start.INTERRUPTED:
         return _interrupt(parsed, place, environment=environment, write=write)
-    return run_trials(parsed, place, warm=warm, write=write)
+    return run_trials(parsed, place, warm=ahead.processes, write=write)
 
 
 def _interrupt(parsed: ParsedCommand, place: Place, *, environment: RunEnvironment, write: Write) -> int:

@@ -2,36 +2,25 @@
 
 from __future__ import annotations
 
-import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
-import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import param
 
-from health_ml.cli.given import GivenFlag, apply, assign
-from health_ml.cli.help import MAX_WIDTH, MIN_WIDTH, flag_lines
-from health_ml.cli.tokens import tokenize
-from health_ml.cli.unknown import unknown_flag_problems
-from health_ml.deep_learning_config import parameters_of
-from health_ml.errors import ArgumentsError, BackendError, RunNotFoundError, did_you_mean
+from health_ml.cli.program_flags import ProgramFlags, program_help, read_program_flags
+from health_ml.errors import BackendError, RunNotFoundError, did_you_mean
 from health_ml.planning.fan_out_folder import FanOutFolder
 from health_ml.planning.run_store import find_run_folder, run_store_folders
 from health_ml.records.reader import read_document
 from health_ml.run_paths import RunPaths
 from health_ml.settings import RECORD_FOLDER, RECORD_RUN_DOCUMENT
 
-USAGE = "usage: himl-tb [--run=ID[,ID]] [--FLAG=VALUE ...]"
-SUMMARY = (
-    "Shows TensorBoard for runs: those that --run names, or the newest ones. It follows runs that are still going on. "
-    "Ctrl-C ends it."
-)
 HOST = "127.0.0.1"
 _STOP_SECONDS = 5.0
 
@@ -39,10 +28,16 @@ RunFinder = Callable[[str], Path]
 """Returns the folder of the run with an id; raises RunNotFoundError."""
 
 
-class TensorBoardFlags(param.Parameterized):
+class TensorBoardFlags(ProgramFlags):
     """Which runs to show, and where."""
 
-    help = param.Boolean(default=False, doc="Show the flags and exit.")
+    program = "himl-tb"
+    usage = "usage: himl-tb [--run=ID[,ID]] [--FLAG=VALUE ...]"
+    summary = (
+        "Shows TensorBoard for runs: those that --run names, or the newest ones. It follows runs that are still going "
+        "on. Ctrl-C ends it."
+    )
+
     run = param.List(default=[], item_type=str, doc="Ids of the runs. Default: the newest runs.")
     experiment = param.String(default="", doc="Only runs of this experiment.")
     num_runs = param.Integer(default=1, bounds=(1, None), doc="How many of the newest runs, if --run names none.")
@@ -52,6 +47,13 @@ class TensorBoardFlags(param.Parameterized):
     port = param.Integer(
         default=0, bounds=(0, 65535), doc="Port of this machine to show it on. 0: the first free one from 6006."
     )
+
+    def add_problems(self, problems: list[str]) -> None:
+        """Adds a sentence for each flag that has no effect, or names no folder."""
+        if self.run and (self.experiment or self.param.num_runs.default != self.num_runs):
+            problems.append("--run says which runs to show: --experiment and --num_runs have no effect with it.")
+        if self.output_to is not None and not self.output_to.is_dir():
+            problems.append(f"--output_to={self.output_to}: there is no such folder.")
 
 
 def show_tensorboard(
@@ -71,11 +73,9 @@ def show_tensorboard(
     :raises RunNotFoundError: If there are no such runs, or none with event files.
     :raises BackendError: If TensorBoard cannot be started.
     """
-    flags = read_flags(argv, start_directory)
+    flags = read_program_flags(TensorBoardFlags(), argv, start_directory)
     if flags.help:
-        columns = max(MIN_WIDTH, min(MAX_WIDTH, shutil.get_terminal_size().columns - 1))
-        lines = flag_lines({**parameters_of(TensorBoardFlags)}, columns)
-        write("\n".join([USAGE, "", textwrap.fill(SUMMARY, columns), "", *lines]))
+        write(program_help(flags))
         return 0
     folders = choose_folders(flags, start_directory, find_run)
     with tempfile.TemporaryDirectory(prefix="himl-tb-") as folder:
@@ -85,31 +85,6 @@ def show_tensorboard(
             link.symlink_to(target)
         write(f"{len(folders)} run{'s' * (len(folders) != 1)}: {', '.join(folders)}")
         return _run_tensorboard(Path(folder), flags.port)
-
-
-def read_flags(argv: Sequence[str], start_directory: Path) -> TensorBoardFlags:
-    """Returns the flags of a command line.
-
-    :raises ArgumentsError: With everything that is wrong with them.
-    """
-    line = tokenize(argv)
-    flags = TensorBoardFlags()
-    parameters = dict(parameters_of(TensorBoardFlags))
-    assigned = assign([GivenFlag(token) for token in line.tokens], parameters)
-    problems: list[str] = []
-    apply(flags, assigned.values, start_directory=start_directory, problems=problems)
-    problems += unknown_flag_problems(assigned.rest, parameters)
-    if strays := [*line.strays, *assigned.strays]:
-        problems.append(f"{' '.join(strays)}: every argument has to belong to a flag.")
-    if flags.run and (flags.experiment or flags.param.num_runs.default != flags.num_runs):
-        problems.append("--run says which runs to show: --experiment and --num_runs have no effect with it.")
-    if flags.output_to is not None and not flags.output_to.is_dir():
-        problems.append(f"--output_to={flags.output_to}: there is no such folder.")
-    if problems:
-        raise ArgumentsError("\n".join(problems), "See himl-tb --help.")
-    # hi-ml's form 'experiment:run' works too: a run id needs no experiment.
-    flags.run = [run_id.rpartition(":")[2] for run_id in flags.run]
-    return flags
 
 
 def choose_folders(

@@ -73,8 +73,8 @@ class Dimension(ABC):
         drawn = min(max(self._drawn_for(_number(value)), draw.low), draw.high)
         return round(drawn) if draw.is_integer else drawn
 
-    @abstractmethod
-    def _problems(self) -> list[str]: ...
+    def _problems(self) -> list[str]:
+        return []
 
     @abstractmethod
     def _draw_from(self) -> DrawFrom: ...
@@ -206,19 +206,24 @@ class QUniform(Dimension):
 
 
 @dataclass(frozen=True)
-class QLogUniform(LogUniform):
-    """A loguniform number, rounded to a multiple of ``q``."""
+class _Rounded(Dimension):
+    """Rounds the numbers of the class after it to multiples of ``q``."""
 
     q: float
-
-    kind: ClassVar[str] = "qloguniform"
-    form: ClassVar[str] = "qloguniform(lowest, highest, step)"
 
     def _problems(self) -> list[str]:
         return super()._problems() + _positive_problems("step", self.q)
 
     def _value_of(self, drawn: ParameterValue) -> ParameterValue:
-        return _multiple(round(_number(drawn) / self.q), self.q)
+        return _multiple(round(_number(super()._value_of(drawn)) / self.q), self.q)
+
+
+@dataclass(frozen=True)
+class QLogUniform(_Rounded, LogUniform):
+    """A loguniform number, rounded to a multiple of ``q``."""
+
+    kind: ClassVar[str] = "qloguniform"
+    form: ClassVar[str] = "qloguniform(lowest, highest, step)"
 
 
 @dataclass(frozen=True)
@@ -260,35 +265,19 @@ class LogNormal(Normal):
 
 
 @dataclass(frozen=True)
-class QNormal(Normal):
+class QNormal(_Rounded, Normal):
     """A normally distributed number, rounded to a multiple of ``q``."""
-
-    q: float
 
     kind: ClassVar[str] = "qnormal"
     form: ClassVar[str] = "qnormal(mean, standard deviation, step)"
 
-    def _problems(self) -> list[str]:
-        return super()._problems() + _positive_problems("step", self.q)
-
-    def _value_of(self, drawn: ParameterValue) -> ParameterValue:
-        return _multiple(round(_number(super()._value_of(drawn)) / self.q), self.q)
-
 
 @dataclass(frozen=True)
-class QLogNormal(LogNormal):
+class QLogNormal(_Rounded, LogNormal):
     """A lognormal number, rounded to a multiple of ``q``."""
-
-    q: float
 
     kind: ClassVar[str] = "qlognormal"
     form: ClassVar[str] = "qlognormal(mean of the logarithm, its standard deviation, step)"
-
-    def _problems(self) -> list[str]:
-        return super()._problems() + _positive_problems("step", self.q)
-
-    def _value_of(self, drawn: ParameterValue) -> ParameterValue:
-        return _multiple(round(_number(super()._value_of(drawn)) / self.q), self.q)
 
 
 _CLASSES: tuple[type[Dimension], ...] = (

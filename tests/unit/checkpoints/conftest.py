@@ -27,21 +27,12 @@ def checkpoint(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def lightning_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from pytorch_lightning import Trainer
     from pytorch_lightning.demos.boring_classes import BoringModel
 
+    from tests.helpers.training import quiet_trainer
+
     folder = tmp_path_factory.mktemp("lightning")
-    trainer = Trainer(
-        default_root_dir=folder,
-        max_epochs=2,
-        limit_train_batches=3,
-        limit_val_batches=0,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    trainer = quiet_trainer(default_root_dir=folder, max_epochs=2, limit_train_batches=3, limit_val_batches=0)
     trainer.fit(BoringModel())
     trainer.save_checkpoint(folder / "last.ckpt")
     return folder / "last.ckpt"

@@ -13,7 +13,8 @@ from urllib.request import urlopen
 
 import pytest
 
-from health_ml.cli.tensorboard import choose_folders, read_flags, show_tensorboard
+from health_ml.cli.program_flags import read_program_flags
+from health_ml.cli.tensorboard import TensorBoardFlags, choose_folders, show_tensorboard
 from health_ml.errors import ArgumentsError, BackendError, RunNotFoundError
 from health_ml.records.tensorboard_writer import ScalarWriter
 from health_ml.runner import tensorboard_main
@@ -48,7 +49,7 @@ def place(tmp_path: Path) -> Path:
 
 
 def chosen(place: Path, *argv: str, find_run: Callable[[str], Path] | None = None) -> list[str]:
-    return sorted(choose_folders(read_flags(argv, place), place, find_run))
+    return sorted(choose_folders(read_program_flags(TensorBoardFlags(), argv, place), place, find_run))
 
 
 def test_which_runs_are_shown(place: Path) -> None:
@@ -104,7 +105,7 @@ def test_runs_that_cannot_be_shown(place: Path, argv: list[str], text: str) -> N
 def test_bad_flags_are_named_all_at_once(place: Path) -> None:
     argv = ["--run=a", "--num_runs=2", "--prot=1", "stray", "--output_to=nowhere", "--port=70000"]
     with pytest.raises(ArgumentsError, match=r"himl-tb --help") as info:
-        read_flags(argv, place)
+        read_program_flags(TensorBoardFlags(), argv, place)
     for text in ("--port=70000", "Did you mean --port", "stray", "have no effect with it", "nowhere: there is no such"):
         assert text in str(info.value)
 

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from pytorch_lightning import Trainer
 
 from configs.digits import Digits, DigitsData, read_digits, split_digits
 from configs.make_digits_dataset import write_digits
@@ -19,6 +18,7 @@ from health_ml.cli.model_search import find_container
 from health_ml.cli.parse import parse
 from health_ml.errors import DatasetError
 from tests.helpers.police import REPOSITORY
+from tests.helpers.training import quiet_trainer
 
 
 @pytest.fixture(scope="module")
@@ -74,15 +74,7 @@ def test_training_reaches_the_accuracy(dataset: Path, tmp_path: Path) -> None:
     container.setup()
     torch.manual_seed(container.get_effective_random_seed())
     model, data = container.create_lightning_module(), container.get_data_module()
-    trainer = Trainer(
-        max_epochs=container.max_epochs,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=tmp_path,
-    )
+    trainer = quiet_trainer(max_epochs=container.max_epochs, default_root_dir=tmp_path)
     trainer.fit(model, data)
     rates = [group["lr"] for group in trainer.optimizers[0].param_groups]
     assert rates == pytest.approx([0.0], abs=1e-9)  # the cosine schedule of the flags has arrived

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from pytorch_lightning import Trainer
 
 from health_ml.configs.hello_world import HelloWorld, load_points, split_rows
 from health_ml.environment import working_directory
+from tests.helpers.training import quiet_trainer
 
 
 def test_points_lie_near_the_documented_line() -> None:
@@ -58,15 +58,7 @@ def test_training_fits_the_line_and_writes_the_test_errors(tmp_path: Path) -> No
     container = HelloWorld()
     torch.manual_seed(1)
     model, data = container.create_lightning_module(), container.get_data_module()
-    trainer = Trainer(
-        max_epochs=container.max_epochs,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=tmp_path,
-    )
+    trainer = quiet_trainer(max_epochs=container.max_epochs, default_root_dir=tmp_path)
     with working_directory(tmp_path):
         trainer.fit(model, data)
         losses = {name: float(value) for name, value in trainer.callback_metrics.items()}

@@ -141,9 +141,10 @@ def test_the_process_steps_aside_and_ctrl_c_does_not_reach_it(tmp_path: Path) ->
         record.log_metrics({"loss": 1.0}, step=1)
         process = psutil.Process(handle.process_id)
         deadline = time.monotonic() + 60
-        while process.nice() < 10 and time.monotonic() < deadline:
+        expected = min(19, os.nice(0) + 10)  # the tests themselves may have stepped aside
+        while process.nice() < expected and time.monotonic() < deadline:
             time.sleep(0.02)
-        assert process.nice() >= 10
+        assert process.nice() >= expected
         assert os.getpgid(process.pid) == process.pid
     state = handle.finish(30)
     assert (state.is_complete, state.mlflow_run_id, state.tracking_uri) == (True, None, "none")

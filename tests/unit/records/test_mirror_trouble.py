@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import resource
 import signal
 import sqlite3
 import threading
@@ -26,6 +25,7 @@ from health_ml.records.mirror_state import MirrorProgress, MirrorSettings
 from health_ml.records.record import RunRecord, RunStatus
 from health_ml.records.sync import sync
 from health_ml.runner import main
+from tests.helpers.disk import largest_file
 from tests.helpers.flaky_proxy import FlakyProxy
 from tests.helpers.http_server import send, serving
 
@@ -349,13 +349,8 @@ def test_a_full_disk_of_the_store_keeps_what_there_is_and_the_rest_follows(tmp_p
     with recording(tmp_path) as record:
         for step in range(3000):
             record.log_metrics({"loss": float(step)}, step=step)
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    size = (tmp_path / "mlflow.db").stat().st_size
-    try:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size + 150_000, limits[1]))
+    with largest_file((tmp_path / "mlflow.db").stat().st_size + 150_000):
         state = loop(record, store).run()
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert not state.is_complete
     assert "the disk of the database takes nothing more" in state.message
     assert sync(record.folder).is_complete

@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -19,6 +18,7 @@ import pytest
 from health_ml.errors import OutputError
 from health_ml.records.reader import read_record
 from health_ml.records.record import RunRecord, RunStatus
+from tests.helpers.disk import largest_file
 
 
 class Colour(Enum):
@@ -174,16 +174,14 @@ def test_a_full_disk_is_an_error_that_names_the_file(tmp_path: Path) -> None:
 
 
 def test_after_a_write_that_did_not_fit_the_next_line_is_whole(tmp_path: Path) -> None:
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     path = tmp_path / "metrics.jsonl"
     with new_record(tmp_path) as record:
         record.log_metrics({"loss": 1.0}, step=1)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 20, limits[1]))
-        try:
-            with pytest.raises(OutputError, match=r"metrics\.jsonl: File too large"):
-                record.log_metrics({"loss": 2.0}, step=2)
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        with (
+            largest_file(path.stat().st_size + 20),
+            pytest.raises(OutputError, match=r"metrics\.jsonl: File too large"),
+        ):
+            record.log_metrics({"loss": 2.0}, step=2)
         record.log_metrics({"loss": 3.0}, step=3)
     assert [row.step for row in read_record(tmp_path).metrics] == [1, 3]
 

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pytorch_lightning import Trainer
 
 from health_ml.errors import BackendError
 from health_ml.records.mlflow_store import open_client
 from health_ml.training.loggers.azureml_logger import AzureMLLogger
+from tests.helpers.training import quiet_trainer
 from tests.unit.training.tiny import TinyData, TinyModel
 
 
@@ -33,10 +33,7 @@ class FakeRun:
 
 
 def train(logger: AzureMLLogger, folder: Path) -> None:
-    trainer = Trainer(
-        max_epochs=1, accelerator="cpu", logger=logger, log_every_n_steps=4, default_root_dir=folder,
-        enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
-    )  # fmt: skip
+    trainer = quiet_trainer(max_epochs=1, logger=logger, log_every_n_steps=4, default_root_dir=folder)
     trainer.fit(TinyModel(), datamodule=TinyData())
 
 

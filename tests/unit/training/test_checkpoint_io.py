@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import fcntl
 import os
-import resource
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -19,17 +16,7 @@ import torch
 from health_ml.checkpoints.inspect import verify
 from health_ml.errors import OutputError
 from health_ml.training.checkpoint_io import AtomicCheckpointIO, write_checkpoint
-
-
-@contextmanager
-def largest_file(size: int) -> Iterator[None]:
-    """Lets the system refuse larger files, as a full disk would."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+from tests.helpers.disk import largest_file
 
 
 def test_checkpoint_comes_back(tmp_path: Path) -> None:

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning import LightningModule
 from torch.utils.data import DataLoader, TensorDataset
 
 from health_ml.training.logging_helpers import log_learning_rate, log_on_epoch, set_model_to_eval_mode
+from tests.helpers.training import quiet_trainer
 
 
 class Logs(LightningModule):
@@ -39,14 +40,7 @@ class Logs(LightningModule):
 
 
 def metrics_of_training(model: LightningModule, epochs: int = 1) -> dict[str, float]:
-    trainer = Trainer(
-        max_epochs=epochs,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    trainer = quiet_trainer(max_epochs=epochs)
     trainer.fit(model, DataLoader(TensorDataset(torch.zeros(4, 1)), batch_size=1))
     return {name: value.item() for name, value in trainer.callback_metrics.items()}
 
