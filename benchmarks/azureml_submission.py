@@ -23,7 +23,7 @@ from benchmarks.stand_in import StandIn, running_stand_in
 from health_ml.azure.account import AzureMLAccount
 from health_ml.azure.client import WorkspaceName
 from health_ml.backends.azureml import AzureMLBackend
-from health_ml.environment import environment_variables, paused_garbage_collection
+from health_ml.environment import environment_variables, paused_garbage_collection, working_directory
 from health_ml.planning.plan import JobPlan, PlannedLimits, PlannedSoftware
 from health_ml.planning.snapshot import hash_cache_folder, take_snapshot
 
@@ -147,7 +147,8 @@ def main(count: int = FILES, large_bytes: int = LARGE_BYTES, starts: int = START
     """Returns what submissions take."""
     with running_stand_in() as service, tempfile.TemporaryDirectory() as folder:
         base = Path(folder)
-        with environment_variables({**service.environment, "XDG_CACHE_HOME": str(base / "cache")}):
+        variables = {**service.environment, "XDG_CACHE_HOME": str(base / "cache")}
+        with environment_variables(variables), working_directory(base):  # no git repository, for both
             return [
                 *compare(service.workspace, base, count=count, large_bytes=large_bytes),
                 *hello_world(service, base, starts=starts),

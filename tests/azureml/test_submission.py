@@ -550,6 +550,7 @@ def test_secrets_stay_here(project: Path, himl: Himl, azureml: AzureML) -> None:
     )
     assert job.tags["git_remote"] == "https://***@example.com/code.git"
     assert job.properties["mlflow.source.git.commit"] == job.tags["git_commit"]
+    assert job.properties["mlflow.source.git.repoURL"] == "https://***@example.com/code.git"
     sent = json.dumps([request.body for request in azureml.received("PUT")])
     assert "very-secret-password" not in sent
     assert "abcdefghijklmnop" not in json.dumps(job.tags)

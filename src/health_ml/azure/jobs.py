@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from azure.ai.ml.sweep import SweepJob
 
     from health_ml.azure.job_datasets import ResolvedInput
+    from health_ml.planning.plan import Provenance
 
 
 def new_job_name(model_name: str) -> str:
@@ -53,6 +54,22 @@ def create_job(client: MLClient, name: str, body: Mapping[str, Any]) -> Job:
     # The plan was checked before, and the service checks the body; the SDK would build its schema of everything.
     created: Job = client.jobs.create_or_update(job, skip_validation=True)
     return created
+
+
+def git_variables(provenance: Provenance | None, environ: Mapping[str, str]) -> dict[str, str]:
+    """Returns the variables that tell the SDK which version of the code travels, without those that are set already.
+
+    Otherwise it asks git five times, and about the repository of the working directory, whatever travels.
+    """
+    if provenance is None:
+        return {}
+    known = {
+        "AZUREML_GIT_REPOSITORY_URI": provenance.remote,
+        "AZUREML_GIT_BRANCH": provenance.branch,
+        "AZUREML_GIT_COMMIT": provenance.commit,
+        "AZUREML_GIT_DIRTY": str(provenance.is_dirty),
+    }
+    return {name: value for name, value in known.items() if value and not environ.get(name)}
 
 
 def get_job(client: MLClient, name: str) -> Job:

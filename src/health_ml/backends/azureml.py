@@ -15,7 +15,7 @@ from health_ml.azure.client import find_workspace
 from health_ml.azure.job_body import job_body
 from health_ml.azure.sweep_body import MAX_TRIALS
 from health_ml.backends.base import Backend, BackendContext, Request, RunHandle
-from health_ml.environment import process_environment
+from health_ml.environment import environment_variables, process_environment
 from health_ml.errors import HimlError, OutputError, PlanError, WorkspaceError
 from health_ml.experiment_config import JOB_FLAGS
 from health_ml.planning.plan import JobPlan
@@ -199,7 +199,7 @@ class AzureMLBackend(Backend):
         from health_ml.azure.compute import check_compute
         from health_ml.azure.environments import environment_of, register_environment
         from health_ml.azure.job_datasets import resolve_inputs
-        from health_ml.azure.jobs import new_job_name, submit_body
+        from health_ml.azure.jobs import git_variables, new_job_name, submit_body
 
         plan = request.plan
         client = self._account.client
@@ -212,7 +212,8 @@ class AzureMLBackend(Backend):
                 code_id = provide_code()
             body = submit_body(request.body, code_id=code_id, environment_id=environment_id, inputs=inputs)
         name = new_job_name(plan.model_name)
-        page = self._create(name, body)
+        with environment_variables(git_variables(plan.provenance, process_environment())):
+            page = self._create(name, body)
         return AzureMLRunHandle(name, self._account, page=page, poll_seconds=self._poll_seconds)
 
     def attach(self, run_id: str) -> AzureMLRunHandle:
