@@ -316,12 +316,35 @@ def test_nothing_but_a_himl_error_comes_out(argv: list[str]) -> None:
         assert error.exit_code == 2  # noqa: PT017
 
 
-@pytest.mark.parametrize("flag", ["--max_epochs=", "--random_seed=", "--num_nodes=", "--a_number="])
-def test_an_empty_number_is_the_default_and_is_said_aloud(flag: str, caplog: pytest.LogCaptureFixture) -> None:
-    result = parsed(flag)
-    name = flag.strip("-=")
-    assert "command line" not in result.sources[name]
-    assert caplog.messages == [f"{flag} is empty and changes nothing. Is a variable of the shell not set?"]
+@pytest.mark.parametrize(
+    "name",
+    [
+        "max_epochs", "random_seed", "num_nodes", "a_number", "a_path", "cluster", "max_run_duration", "tag",
+        "log_level", "workspace_config_path", "src_checkpoint", "early_termination", "sampling",
+    ],
+)  # fmt: skip
+def test_what_is_left_empty_changes_nothing_and_is_said_aloud(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    result = parsed(f"--{name}=")
+    assert "command line" not in result.sources.get(name, "")
+    assert caplog.messages == [f"--{name}= is empty and changes nothing. Is a variable of the shell not set?"]
+
+
+def test_what_is_left_empty_leaves_what_was_said_before(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "some.yaml").write_text("max_epochs: 3\ntag: from the file\nexperiment: ''\n")
+    result = parsed("--config=some.yaml", "--max_epochs=", "--tag", "", folder=tmp_path)
+    assert (result.container.max_epochs, result.container.tag, result.container.experiment) == (3, "from the file", "")
+    assert [message.partition(" is empty")[0] for message in caplog.messages] == ["--max_epochs=", "--tag "]
+
+
+def test_an_empty_text_where_there_is_another_by_default(caplog: pytest.LogCaptureFixture) -> None:
+    assert container("--a_text=").a_text == ""
+    assert caplog.messages == []
+
+
+def test_an_empty_argument_of_the_trainer(caplog: pytest.LogCaptureFixture) -> None:
+    assert container("--trainer.gradient_clip_val=").trainer_argument_overrides == {}
+    (message,) = caplog.messages
+    assert message.startswith("--trainer.gradient_clip_val= is empty and changes nothing.")
 
 
 # --- arguments of the Trainer -----------------------------------------------------------------------------------------
