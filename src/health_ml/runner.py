@@ -16,7 +16,16 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from health_ml.errors import EXIT_FAILED, EXIT_USAGE, ArgumentsError, HimlError, OutputError, exiting_with
+from health_ml.errors import (
+    EXIT_FAILED,
+    EXIT_SIGNAL_BASE,
+    EXIT_USAGE,
+    ArgumentsError,
+    HimlError,
+    OutputError,
+    TerminatedError,
+    exiting_with,
+)
 from health_ml.settings import ENV_FULL_ERROR
 
 if TYPE_CHECKING:
@@ -85,8 +94,9 @@ def _guarded(run: Callable[[], int]) -> int:
     with _restored_process(), _noted_interrupt() as is_interrupted:
         try:
             return run()
-        except KeyboardInterrupt:
-            return _report_interrupt()
+        except KeyboardInterrupt as interrupt:
+            code = _report_interrupt()
+            return EXIT_SIGNAL_BASE + signal.SIGTERM if isinstance(interrupt, TerminatedError) else code
         except Exception as error:  # the boundary: what nobody else has turned into a message ends here
             # A library whose import was interrupted may fail with another error.
             return _report_interrupt() if is_interrupted() else _report_any(error)

@@ -208,10 +208,14 @@ def test_a_training_reads_datasets_of_the_workspace(
     done = invoke([*flags, "--azure_datasets=first_data,second_data:7", "--auth=environment"])
     assert done.exit_code == 0, done.stderr
     assert "data a.txt\ndata b.txt\n" in done.stdout
+    (run,) = (project / "outputs").iterdir()
+    missing = invoke([*flags, "--azure_datasets=no_such_data:1"])
+    assert (missing.exit_code, "There is no data asset 'no_such_data'" in missing.stderr) == (2, True)
     (project / "config.json").unlink()
     monkeypatch.delenv("AZURE_CLIENT_SECRET")
     refused = invoke([*flags, "--azure_datasets=first_data"])
-    assert refused.exit_code != 0
+    assert refused.exit_code == 2
+    assert list((project / "outputs").iterdir()) == [run]
     assert "The datasets first_data are in AzureML. No AzureML workspace is named" in refused.stderr
     assert "--local_datasets=FOLDER" in refused.stderr
     seen = len(azureml.received())

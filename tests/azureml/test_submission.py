@@ -78,6 +78,7 @@ def plan_of(himl: Himl, *arguments: str) -> JobPlan:
 def rendered(himl: Himl, *arguments: str) -> Any:
     shown = himl(*arguments, "--dry_run")
     assert shown.exit_code == 0, shown.stderr
+    assert "git repository" not in shown.stderr
     return json.loads(shown.stdout.partition("What would be asked for:\n")[2])["request"]
 
 
@@ -276,6 +277,8 @@ def test_a_job_is_submitted_run_and_followed(project: Path, himl: Himl, azureml:
     (job,) = (job for job in azureml.state.jobs.values() if job.name in run.stdout)
     assert f"Run {job.name}: FINISHED" in run.stdout
     assert "Training epoch 1" in run.stdout, "the log was followed"
+    assert "is not in a git repository" in run.stderr, "who submits is told"
+    assert "git repository" not in run.stdout, "in the job there is never one"
     assert job.status == "Completed"
     # The runner of this very tree ran, although another one is installed where the stand-in runs jobs.
     assert re.search(rf"the runner is in \S+/{job.name}/attempt_0/node_0/wd/.himl_runner/health_ml/", run.stdout)
