@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from health_ml.azure.job_body import DEFAULT_VARIABLES
 from health_ml.planning.plan import JobPlan
@@ -164,7 +165,12 @@ def test_everything_that_is_asked_for_arrives(project: Path, himl: Himl, azureml
     assert body["properties"]["AZURE_ML_INPUT_PathOnCompute_INPUT_1"] == "/tmp/himl-folder"
     (environment,) = azureml.received("PUT", "*/environments/*")
     assert environment.body["properties"]["image"] == "example.azurecr.io/base:1"
-    assert "torch==2.13.0" in environment.body["properties"]["condaFile"]
+    registered = yaml.safe_load(environment.body["properties"]["condaFile"])
+    assert registered == yaml.safe_load(plan.software.conda_file), "the plan shows what is registered"
+    packages = registered["dependencies"][-1]["pip"]
+    assert packages[0] == "torch==2.13.0"
+    assert tuple(packages[1:]) == plan.software.runner_requirements
+    assert any(package.startswith("pytorch-lightning") for package in packages)
     assert job.name.startswith("small_")
 
 

@@ -127,6 +127,7 @@ def test_a_number_with_a_fraction_for_default_stays_a_float() -> None:
         ("an_even", "3", "3 is odd, and only even numbers make pairs"),
         ("a_choice", "d", "one of a, b or c"),
         ("some_integers", "1,x", "a comma-separated list of whole numbers"),
+        ("some_colours", "red,green", "a comma-separated list of red or blue"),
         ("a_pair", "1", "2 whole numbers, separated by commas"),
         ("a_pair", "1.0,2", "2 whole numbers"),
         ("a_dictionary", "{", "neither JSON nor a Python literal"),

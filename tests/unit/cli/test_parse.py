@@ -456,6 +456,12 @@ def test_trainer_arguments_do_not_clash_with_flags() -> None:
         (["--sweep=an_integer=1.."], "a range without end"),
         (["--sweep=a_number=uniform(0,1)"], "a_number may take any value of a range"),
         (["--sampling=random"], "--sampling=random has no effect without a search"),
+        (["--early_termination=median_stopping"], "--early_termination=median_stopping has no effect without a search"),
+        (
+            ["--early_termination=bandit( slack_factor=0.1,delay_evaluation=3 )"],
+            "--early_termination=bandit(delay_evaluation=3, slack_factor=0.1) has no effect without a search",
+        ),
+        (["--cluster=gpu", "--interactive_services=foo"], "list of jupyter, vscode, tensorboard or ssh"),
         (["--max_concurrent_trials=2"], "--max_concurrent_trials=2 has no effect without a search"),
         (["--fail_fast"], "--fail_fast has no effect on a single run"),
         (["--sweep=an_integer=1,2", "--early_termination=bandit"], "needs either slack_factor or slack_amount"),
