@@ -310,7 +310,7 @@ def _run_experiment(
             plan=plan_for_record(parsed, place),
         )
     if environment.is_global_rank_zero:
-        _print(render_summary(result))
+        _print(render_summary(result, is_in_azureml=environment.is_in_azureml))
     if result.error is not None:
         raise result.error
     if on_result is not None:

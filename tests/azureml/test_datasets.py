@@ -151,13 +151,22 @@ def test_a_signature_that_ends_is_replaced(azureml: AzureML, cache: DatasetCache
     assert trouble.met == 1
 
 
-def test_what_does_not_exist_is_named_with_what_does(cache: DatasetCache, upload: Callable[..., None]) -> None:
+def test_what_does_not_exist_is_named_with_what_does(
+    azureml: AzureML, cache: DatasetCache, upload: Callable[..., None]
+) -> None:
+    azureml.state.data.clear()
+    with pytest.raises(
+        DatasetError, match=r"no data asset 'letters'.*has no data assets yet; az ml data create --name"
+    ):
+        cache.provide(["letters:1"])
     upload("present", "1")
     upload("present", "2")
     with pytest.raises(DatasetError, match=r"present has no version '3'.*Its versions are 1, 2"):
         cache.provide(["present:3"])
     with pytest.raises(DatasetError, match=r"no data asset 'presemt'.*Did you mean 'present'"):
         cache.provide(["presemt@latest"])
+    with pytest.raises(DatasetError, match=r"no data asset 'letters'.*The data assets are present\."):
+        cache.provide(["letters:1"])
     with pytest.raises(DatasetError, match=r"neither a data asset 'presnt'.*nor a file in.*presnt/.*'present'"):
         cache.provide(["presnt"])
     with pytest.raises(DatasetError, match=r"no datastore 'blobs'.*workspaceartifactstore, workspaceblobstore"):

@@ -252,7 +252,13 @@ def _read_config(path: Path, source: str) -> WorkspaceName:
     values = content if isinstance(content, dict) else {}
     scope = _SCOPE.fullmatch(str(values.get(SCOPE_KEY) or ""))
     values = {**(dict(zip(KEYS, scope.groups(), strict=True)) if scope else {}), **values}
-    missing = [key for key in KEYS if not isinstance(values.get(key), str) or not values[key].strip()]
+    no_texts = [f"{key} is {json.dumps(values[key])}" for key in KEYS if not isinstance(values.get(key, ""), str)]
+    if no_texts:
+        problem = f"{join_choices(no_texts, 'and')}, which is no text"
+        raise WorkspaceError(
+            f"{path} ({source}): {problem}.", f'Write it in quotes, like "{KEYS[-1]}": "my-workspace".'
+        )
+    missing = [key for key in KEYS if not values.get(key, "").strip()]
     if missing:
         raise WorkspaceError(f"{path} ({source}) does not say {join_choices(missing, 'and')}.", _HINT)
     return WorkspaceName(*(values[key].strip() for key in KEYS))
