@@ -38,6 +38,7 @@ class RunEnvironment:
     :param world_size: Number of processes over all nodes, 1 if nobody said.
     :param started_per_node: How many processes on each node somebody else has started, None if nobody said. If it is
         one, this process starts the others, one for each GPU.
+    :param slurm_tasks: How many processes ``srun`` of SLURM has started together with this one, 1 if it has not.
     :param main_address: Host name of node 0, or None outside a distributed run.
     :param main_port: Port of the rendezvous on node 0, or None.
     :param run_id: Id of the run if the process that started this one has fixed it.
@@ -61,6 +62,7 @@ class RunEnvironment:
     node_rank: int = 0
     world_size: int = 1
     started_per_node: int | None = None
+    slurm_tasks: int = 1
     main_address: str | None = None
     main_port: int | None = None
     run_id: str | None = None
@@ -101,6 +103,7 @@ class RunEnvironment:
             node_rank=node_rank,
             world_size=reader.first("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", default=1),
             started_per_node=per_node,
+            slurm_tasks=reader.first("SLURM_STEP_NUM_TASKS", default=1),
             main_address=address,
             main_port=reader.first("MASTER_PORT", default=0) or port,
             run_id=environ.get(ENV_RUN_ID) or run_id,
@@ -151,6 +154,11 @@ class RunEnvironment:
                 "WORLD_SIZE": str(self.world_size),
             }
         return variables
+
+    @property
+    def is_one_of_several(self) -> bool:
+        """True if somebody has started other processes together with this one."""
+        return max(self.world_size, self.started_per_node or 1, self.slurm_tasks, self.rank + 1) > 1
 
     @property
     def is_child_of_runner(self) -> bool:

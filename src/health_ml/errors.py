@@ -55,6 +55,10 @@ def exiting_with(exit_code: int) -> Iterator[None]:
         raise
 
 
+class TerminatedError(KeyboardInterrupt):
+    """SIGTERM has ended a command that only waits, as Ctrl-C does."""
+
+
 class ArgumentsError(HimlError, ValueError):
     """A flag, a value, or a combination of them that cannot be used."""
 

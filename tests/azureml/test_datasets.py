@@ -151,13 +151,22 @@ def test_a_signature_that_ends_is_replaced(azureml: AzureML, cache: DatasetCache
     assert trouble.met == 1
 
 
-def test_what_does_not_exist_is_named_with_what_does(cache: DatasetCache, upload: Callable[..., None]) -> None:
+def test_what_does_not_exist_is_named_with_what_does(
+    azureml: AzureML, cache: DatasetCache, upload: Callable[..., None]
+) -> None:
+    azureml.state.data.clear()
+    with pytest.raises(
+        DatasetError, match=r"no data asset 'letters'.*has no data assets yet; az ml data create --name"
+    ):
+        cache.provide(["letters:1"])
     upload("present", "1")
     upload("present", "2")
     with pytest.raises(DatasetError, match=r"present has no version '3'.*Its versions are 1, 2"):
         cache.provide(["present:3"])
     with pytest.raises(DatasetError, match=r"no data asset 'presemt'.*Did you mean 'present'"):
         cache.provide(["presemt@latest"])
+    with pytest.raises(DatasetError, match=r"no data asset 'letters'.*The data assets are present\."):
+        cache.provide(["letters:1"])
     with pytest.raises(DatasetError, match=r"neither a data asset 'presnt'.*nor a file in.*presnt/.*'present'"):
         cache.provide(["presnt"])
     with pytest.raises(DatasetError, match=r"no datastore 'blobs'.*workspaceartifactstore, workspaceblobstore"):
@@ -203,10 +212,14 @@ def test_a_training_reads_datasets_of_the_workspace(
     done = invoke([*flags, "--azure_datasets=first_data,second_data:7", "--auth=environment"])
     assert done.exit_code == 0, done.stderr
     assert "data a.txt\ndata b.txt\n" in done.stdout
+    (run,) = (project / "outputs").iterdir()
+    missing = invoke([*flags, "--azure_datasets=no_such_data:1"])
+    assert (missing.exit_code, "There is no data asset 'no_such_data'" in missing.stderr) == (2, True)
     (project / "config.json").unlink()
     monkeypatch.delenv("AZURE_CLIENT_SECRET")
     refused = invoke([*flags, "--azure_datasets=first_data"])
-    assert refused.exit_code != 0
+    assert refused.exit_code == 2
+    assert list((project / "outputs").iterdir()) == [run]
     assert "The datasets first_data are in AzureML. No AzureML workspace is named" in refused.stderr
     assert "--local_datasets=FOLDER" in refused.stderr
     seen = len(azureml.received())

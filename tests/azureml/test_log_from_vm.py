@@ -46,6 +46,16 @@ def test_everything_of_a_run_is_in_one_run_of_azureml(azureml: AzureML, project:
     assert "run/config.json" in azureml.artifacts(job), "outside AzureML nobody else collects the record"
 
 
+def test_who_cannot_sign_in_has_no_run(azureml: AzureML, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AZURE_CLIENT_SECRET", "wrong")
+    refused = invoke(FLAGS)
+    assert refused.exit_code == 2
+    assert "AADSTS7000215" in refused.stderr
+    assert not (project / "outputs").exists()
+    about = invoke(["--status=some_run", "--cluster=azureml"])
+    assert (about.exit_code, "AADSTS7000215" in about.stderr) == (2, True)
+
+
 BROKEN = """
 from health_ml.configs.hello_world import HelloWorld
 

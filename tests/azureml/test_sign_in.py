@@ -56,6 +56,7 @@ def test_a_wrong_secret_ends_the_search(here: WorkspaceName) -> None:
     with pytest.raises(AuthenticationError, match=r"environment: .*AADSTS7000215") as caught:
         get_credential(environ=environ).get_token(SCOPE)
     assert "azure_cli" not in caught.value.message, "no other identity is taken instead of the configured one"
+    assert caught.value.hint.startswith("Correct AZURE_TENANT_ID, AZURE_CLIENT_ID and AZURE_CLIENT_SECRET")
 
 
 def test_a_device_code_is_shown(here: WorkspaceName) -> None:
@@ -91,8 +92,9 @@ def test_access_denied_names_tenant_and_subscription(here: WorkspaceName, azurem
 
 def test_a_refused_token(here: WorkspaceName, azureml: AzureML) -> None:
     azureml.misbehave("GET", "*/computes/*", status=401, times=-1)
-    with pytest.raises(AuthenticationError, match=r"does not accept the sign-in .*subscription"):
+    with pytest.raises(AuthenticationError, match=r"does not accept the sign-in .*subscription") as caught:
         look(here)
+    assert "Correct AZURE_TENANT_ID" in caught.value.hint, "it is signed in with a service principal"
 
 
 def test_no_network(here: WorkspaceName, monkeypatch: pytest.MonkeyPatch, azureml: AzureML) -> None:

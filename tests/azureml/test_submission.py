@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from health_ml.azure.job_body import DEFAULT_VARIABLES
 from health_ml.planning.plan import JobPlan
@@ -72,6 +73,7 @@ def plan_of(himl: Himl, *arguments: str) -> JobPlan:
 def rendered(himl: Himl, *arguments: str) -> Any:
     shown = himl(*arguments, "--dry_run")
     assert shown.exit_code == 0, shown.stderr
+    assert "git repository" not in shown.stderr
     return json.loads(shown.stdout.partition("What would be asked for:\n")[2])["request"]
 
 
@@ -157,7 +159,12 @@ def test_everything_that_is_asked_for_arrives(project: Path, himl: Himl, azureml
     assert body["properties"]["AZURE_ML_INPUT_PathOnCompute_INPUT_1"] == "/tmp/himl-folder"
     (environment,) = azureml.received("PUT", "*/environments/*")
     assert environment.body["properties"]["image"] == "example.azurecr.io/base:1"
-    assert "torch==2.13.0" in environment.body["properties"]["condaFile"]
+    registered = yaml.safe_load(environment.body["properties"]["condaFile"])
+    assert registered == yaml.safe_load(plan.software.conda_file), "the plan shows what is registered"
+    packages = registered["dependencies"][-1]["pip"]
+    assert packages[0] == "torch==2.13.0"
+    assert tuple(packages[1:]) == plan.software.runner_requirements
+    assert any(package.startswith("pytorch-lightning") for package in packages)
     assert job.name.startswith("small_")
 
 
@@ -279,6 +286,8 @@ def test_a_job_is_submitted_run_and_followed(project: Path, himl: Himl, azureml:
     (job,) = (job for job in azureml.state.jobs.values() if job.name in run.stdout)
     assert f"Run {job.name}: FINISHED" in run.stdout
     assert "Training epoch 1" in run.stdout, "the log was followed"
+    assert "is not in a git repository" in run.stderr, "who submits is told"
+    assert "git repository" not in run.stdout, "in the job there is never one"
     assert job.status == "Completed"
     # The runner of this very tree ran, although another one is installed where the stand-in runs jobs.
     assert re.search(rf"the runner is in \S+/{job.name}/attempt_0/node_0/wd/.himl_runner/health_ml/", run.stdout)

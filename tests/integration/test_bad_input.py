@@ -15,6 +15,7 @@ from health_ml.cli.parse import parse
 from health_ml.configs.hello_world import HelloWorld
 from health_ml.environment import RunEnvironment
 from health_ml.errors import (
+    EXIT_USAGE,
     ArgumentsError,
     CheckpointError,
     ContainerError,
@@ -441,6 +442,25 @@ def test_output_to_wins_over_the_outputs_folder(tmp_path: Path) -> None:
         output_to=Path("results"), run_inference_only=True, src_checkpoint=CheckpointParser(result.run_id)
     )
     assert run_container(again, tmp_path).metrics["test/loss"] == result.metrics["test/loss"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--log_from_vm"], "No AzureML workspace is named"),
+        (["--azure_datasets=letters:1"], "The datasets letters:1 are in AzureML. No AzureML workspace is named"),
+        (["--status=x", "--cluster=azureml"], "No AzureML workspace is named"),
+        (["--attach=x", "--cluster=azureml"], "No AzureML workspace is named"),
+        (["--cancel=x", "--cluster=azureml"], "No AzureML workspace is named"),
+        (["--status=x", "--cluster=azureml", "--workspace_config_path=no.json"], "no.json (--workspace_config_path)"),
+    ],
+)
+def test_without_a_workspace_nothing_starts(flags: list[str], message: str, tmp_path: Path) -> None:
+    model = [] if "--cluster=azureml" in flags else ["--model=HelloWorld", "--max_epochs=1"]
+    refused = invoke([*model, *flags], folder=tmp_path)
+    assert refused.exit_code == EXIT_USAGE
+    assert message in refused.stderr
+    assert not (tmp_path / "outputs").exists()
 
 
 def test_a_rank_that_does_not_know_the_folder_says_what_to_set(tmp_path: Path) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -353,6 +356,22 @@ def test_a_job_is_cancelled_from_another_command(project: Path, job: str) -> Non
     status = himl(project, f"--status={job}")
     assert (status.exit_code, "CANCELLED" in status.stdout) == (130, True)
     assert read_record(folder).status.status is RunStatus.CANCELLED
+
+
+def test_sigterm_ends_the_waiting_and_not_the_job(project: Path, job: str) -> None:
+    command = [sys.executable, "-m", "health_ml.runner", f"--attach={job}"]
+    process = subprocess.Popen(
+        command, cwd=project, env=dict(os.environ), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    first = process.stdout.readline()  # of the log: it waits by now
+    process.send_signal(signal.SIGTERM)
+    output, errors = process.communicate(timeout=LIMIT_SECONDS)
+    assert process.returncode == 143, first + output + errors
+    advice = f"Run {job} goes on. himl-runner --attach={job} follows it, himl-runner --cancel={job} ends it.\n"
+    assert output.endswith(advice)
+    assert errors == "himl-runner: Interrupted.\n"
+    assert himl(project, f"--status={job}").exit_code == 0, "it is still running"
 
 
 def test_a_failed_job_fails_the_command_that_waits_for_it(project: Path) -> None:

@@ -98,6 +98,26 @@ def test_what_makes_no_sense(flags: tuple[str, ...], message: str, tmp_path: Pat
     assert not (tmp_path / "outputs").exists()
 
 
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"WORLD_SIZE": "2", "RANK": "0"},
+        {"OMPI_COMM_WORLD_LOCAL_SIZE": "2"},
+        {"SLURM_STEP_NUM_TASKS": "4"},
+        {"RANK": "1"},
+    ],
+)
+def test_one_of_several_processes_is_not_interrupted(
+    variables: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    refused = invoke([*HELLO, "--simulate_preemption=step:1"], folder=tmp_path)
+    assert refused.exit_code == 2
+    assert "--simulate_preemption=step:1: torchrun, MPI or SLURM has started this process" in refused.stderr
+    assert not (tmp_path / "outputs").exists()
+
+
 def test_other_machines_are_not_interrupted(tmp_path: Path) -> None:
     with memory_backend() as backend:
         refused = invoke([*HELLO, "--simulate_preemption=step:1", "--cluster=memory"], folder=tmp_path)

@@ -18,7 +18,7 @@ from health_ml.checkpoints.inspect import verify
 from health_ml.checkpoints.parser import CheckpointParser
 from health_ml.checkpoints.signature import _signing_key, is_own
 from health_ml.environment import RunEnvironment
-from health_ml.errors import CheckpointError, OutputError
+from health_ml.errors import CheckpointError, HimlError, OutputError
 from health_ml.records.reader import read_record
 from health_ml.records.record import RunStatus
 from health_ml.training.result import RunResult
@@ -108,12 +108,19 @@ def test_a_foreign_checkpoint_does_not_take_the_place_of_an_own_one(
     assert last.read_bytes() == before
 
 
+@pytest.mark.parametrize("source", ["http://127.0.0.1:9/gone.ckpt", "gone.ckpt", "2026-01-31T120000Z_Gone"])
 def test_a_restart_does_not_need_the_checkpoint_that_the_first_start_began_with(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, source: str
 ) -> None:
     folder = tmp_path / "outputs" / "job"
+    gone = CheckpointParser(source)
+    with pytest.raises(HimlError, match=r"gone\.ckpt|_Gone"):
+        run_container(
+            LineContainer(max_epochs=2, resume_training=True, src_checkpoint=gone),
+            tmp_path,
+            environment=RunEnvironment(run_folder=folder, run_id="job", attempt=1),
+        )
     _attempt(folder, tmp_path, attempt=0, max_epochs=1)
-    gone = CheckpointParser("http://127.0.0.1:9/gone.ckpt")
     container = LineContainer(max_epochs=2, resume_training=True, src_checkpoint=gone)
     environment = RunEnvironment(run_folder=folder, run_id="job", attempt=1)
     again = run_container(container, tmp_path, environment=environment)

@@ -46,6 +46,37 @@ because the job would then run in another name than the one that was configured.
 
 INTERACTIVE = frozenset({AuthMethod.DEVICE_CODE, AuthMethod.BROWSER})
 
+UNREACHABLE_ADVICE = "Check the network, and HTTPS_PROXY where there is a proxy; then repeat the command."
+_ADVICE = {
+    AuthMethod.ENVIRONMENT: "Correct AZURE_TENANT_ID, AZURE_CLIENT_ID and AZURE_CLIENT_SECRET (or the HIML_ "
+    "variables); or, to sign in as yourself, remove them or give --auth=azure_cli.",
+    AuthMethod.ON_BEHALF_OF: "Submit the job with --identity_based_auth: only then may it act in your name.",
+    AuthMethod.WORKLOAD_IDENTITY: "Correct AZURE_TENANT_ID, AZURE_CLIENT_ID and AZURE_FEDERATED_TOKEN_FILE, which "
+    "Kubernetes sets for a pod that has an identity.",
+    AuthMethod.MANAGED_IDENTITY: "Give this machine an identity in Azure; AZURE_CLIENT_ID says which of several.",
+    AuthMethod.AZURE_CLI: "Install the Azure CLI if it is missing, and run az login, with --tenant=… if the "
+    "subscription is in another tenant than your own.",
+    AuthMethod.DEVICE_CODE: f"Repeat the command, and sign in within {INTERACTIVE_SECONDS} seconds.",
+    AuthMethod.BROWSER: f"Repeat the command, and sign in within {INTERACTIVE_SECONDS} seconds; where no browser "
+    "opens, use --auth=device_code.",
+}
+"""What to do where a method is the only one that counts, and does not work."""
+
+
+def advice_on(method: AuthMethod | None) -> str:
+    """Returns what to do after a sign-in that does not work.
+
+    :param method: The only way of signing in that counts; None: any would do.
+    """
+    return (
+        _ADVICE[method]
+        if method
+        else (
+            "Run az login, or set AZURE_TENANT_ID, AZURE_CLIENT_ID and AZURE_CLIENT_SECRET of a service principal; "
+            "--auth=device_code or --auth=browser asks you to sign in."
+        )
+    )
+
 
 class _NotAvailableError(Exception):
     """A method cannot be used here."""
@@ -124,23 +155,36 @@ class CachingCredential:
             try:
                 return self._credential.get_token(*scopes, **options)
             except (AzureError, ValueError, OSError) as error:
-                raise _authentication_error({self.method: _reason(error)}) from error
-        reasons: dict[AuthMethod, str] = {}
+                raise self._error({self.method: error}) from error
+        failures: dict[AuthMethod, Exception] = {}
         for method, make in self._methods.items():
             try:
                 credential = make()
                 token = credential.get_token(*scopes, **options)
             except _NotAvailableError as error:
-                reasons[method] = str(error)
+                failures[method] = error
             except (AzureError, ValueError, OSError) as error:  # a file with a certificate or a token may be missing
-                reasons[method] = _reason(error)
+                failures[method] = error
                 if method in CONFIGURED_ON_PURPOSE:
                     break
             else:
                 logger.debug("Signed in to Azure with %s.", method.value)
                 self.method, self._credential = method, credential
                 return token
-        raise _authentication_error(reasons)
+        raise self._error(failures)
+
+    def _error(self, failures: Mapping[AuthMethod, Exception]) -> AuthenticationError:
+        """Returns an error that says for each method why it did not work, and what would help."""
+        tried = "\n".join(f"  {method.value + ':':<20}{_reason(error)}" for method, error in failures.items())
+        text = f"Azure gave no token. Tried, in this order:\n{tried}\n"
+        if any(
+            _is_unreachable(error) for method, error in failures.items() if method is not AuthMethod.MANAGED_IDENTITY
+        ):
+            return AuthenticationError(text, UNREACHABLE_ADVICE)
+        last = list(failures)[-1]
+        # Nothing is tried after a service principal that was refused.
+        is_only = len(failures) == 1 or last in CONFIGURED_ON_PURPOSE
+        return AuthenticationError(text, advice_on(last if is_only else None))
 
 
 def get_credential(
@@ -311,18 +355,12 @@ def _reason(error: Exception) -> str:
     return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}…"
 
 
-def _authentication_error(reasons: Mapping[AuthMethod, str]) -> AuthenticationError:
-    tried = "\n".join(f"  {method.value + ':':<20}{reason}" for method, reason in reasons.items())
-    text = f"Azure gave no token. Tried, in this order:\n{tried}\n"
-    last = list(reasons)[-1] if reasons else None
-    if last is AuthMethod.ENVIRONMENT:  # nothing is tried after a service principal that was refused
-        return AuthenticationError(
-            text,
-            "Correct AZURE_TENANT_ID, AZURE_CLIENT_ID and AZURE_CLIENT_SECRET (or the HIML_ variables); or, to sign in "
-            "as yourself, remove them or give --auth=azure_cli.",
-        )
-    return AuthenticationError(
-        text,
-        "Run az login, or set AZURE_TENANT_ID, AZURE_CLIENT_ID and AZURE_CLIENT_SECRET of a service principal; "
-        "--auth=device_code or --auth=browser asks you to sign in.",
-    )
+def _is_unreachable(error: BaseException | None) -> bool:
+    """Returns whether a question had no answer at all; the SDK wraps that into the error of a refusal."""
+    from azure.core.exceptions import ServiceRequestError, ServiceResponseError
+
+    while error is not None:
+        if isinstance(error, (ServiceRequestError, ServiceResponseError)):
+            return True
+        error = error.__cause__
+    return False

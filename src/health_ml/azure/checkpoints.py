@@ -73,6 +73,7 @@ class AzureMLCheckpoints:
 
     def _download(self, artifact: Artifact, folder: Path) -> Path:
         target = safe_path(folder, artifact.path)
+        is_new = not target.exists()
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             with target.with_name(f".{target.name}.lock").open("a") as lock, BlobDownloader() as downloader:
@@ -80,7 +81,8 @@ class AzureMLCheckpoints:
                 (path,) = downloader.fetch([RemoteFile(artifact.path, artifact.url)], folder)
         except OSError as error:
             raise writing_error(error, folder) from error
-        logger.info("The checkpoint is in %s.", path)
+        if is_new:
+            logger.info("The checkpoint is in %s.", path)
         return path
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from health_ml.azure.auth import ARM_SCOPE, CachingCredential, get_credential
+from health_ml.azure.auth import ARM_SCOPE, UNREACHABLE_ADVICE, CachingCredential, advice_on, get_credential
 from health_ml.environment import paused_garbage_collection
 from health_ml.errors import AuthenticationError, HimlError, WorkspaceError, join_choices
 
@@ -143,7 +143,7 @@ def azure_errors(
     except (ServiceRequestError, ServiceResponseError) as error:
         raise WorkspaceError(
             f"{doing}: Azure cannot be reached: {_first_line(error)}.",
-            "Check the network, and HTTPS_PROXY where there is a proxy; then repeat the command.",
+            UNREACHABLE_ADVICE,
         ) from error
     except HttpResponseError as error:
         is_refused = isinstance(error, ClientAuthenticationError) or error.status_code == 401
@@ -177,7 +177,7 @@ def _access_error(
     if is_refused:
         return AuthenticationError(
             f"{doing}: Azure does not accept the sign-in ({where}): {message_of(error)}",
-            "Run az login again, with --tenant if the subscription is in another tenant, or choose with --auth.",
+            f"{advice_on(credential.method if credential else None)} --auth chooses another way to sign in.",
         )
     return WorkspaceError(
         f"{doing}: access is denied ({where}): {message_of(error)}",
@@ -252,7 +252,13 @@ def _read_config(path: Path, source: str) -> WorkspaceName:
     values = content if isinstance(content, dict) else {}
     scope = _SCOPE.fullmatch(str(values.get(SCOPE_KEY) or ""))
     values = {**(dict(zip(KEYS, scope.groups(), strict=True)) if scope else {}), **values}
-    missing = [key for key in KEYS if not isinstance(values.get(key), str) or not values[key].strip()]
+    no_texts = [f"{key} is {json.dumps(values[key])}" for key in KEYS if not isinstance(values.get(key, ""), str)]
+    if no_texts:
+        problem = f"{join_choices(no_texts, 'and')}, which is no text"
+        raise WorkspaceError(
+            f"{path} ({source}): {problem}.", f'Write it in quotes, like "{KEYS[-1]}": "my-workspace".'
+        )
+    missing = [key for key in KEYS if not values.get(key, "").strip()]
     if missing:
         raise WorkspaceError(f"{path} ({source}) does not say {join_choices(missing, 'and')}.", _HINT)
     return WorkspaceName(*(values[key].strip() for key in KEYS))

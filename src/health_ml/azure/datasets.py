@@ -25,7 +25,7 @@ from health_ml.azure.storage import Blob, Container, open_container
 from health_ml.azure.transfer import BlobDownloader, RemoteFile, writing_error
 from health_ml.errors import DatasetError, did_you_mean
 from health_ml.planning.dataset_inputs import StorageAddress
-from health_ml.planning.datasets import LATEST, DatasetReference, folder_uri, parse_datasets
+from health_ml.planning.datasets import LATEST, DatasetReference, folder_uri, listed_assets, parse_datasets
 from health_ml.planning.snapshot import user_cache_folder
 from health_ml.settings import DATASET_CACHE_FOLDER
 
@@ -150,10 +150,10 @@ class DatasetCache:
                 f"The data asset {reference.name} has no version {reference.version!r} {where}.",
                 f"Its versions are {', '.join(versions)}.",
             )
-        known = sorted({str(asset.name) for asset in operations.list()})
+        known = {str(asset.name) for asset in operations.list()}
         return DatasetError(
             f"There is no data asset {reference.name!r} {where}.",
-            did_you_mean(reference.name, known) or f"There are {', '.join(known[:10]) or 'none'}.",
+            did_you_mean(reference.name, known) or listed_assets(known),
         )
 
     # --- downloading --------------------------------------------------------------------------------------------------
@@ -188,12 +188,12 @@ class DatasetCache:
         place = f"the folder {address.path or '/'} on the datastore {address.datastore}"
         if reference.uri:
             return DatasetError(f"There is no file in {place}.", "Check the address of the dataset.")
-        known = sorted({str(asset.name) for asset in self._connected.data.list()})
+        known = {str(asset.name) for asset in self._connected.data.list()}
         near = did_you_mean(reference.name, known)
         return DatasetError(
             f"There is neither a data asset {reference.name!r} in the workspace {self._workspace.name}, nor a file in "
             f"{place}.",
-            near or f"The data assets are {', '.join(known[:10]) or 'none'}; --datastore names another datastore.",
+            near or f"{listed_assets(known)} --datastore names another datastore.",
         )
 
     def _fill(self, target: Path, container: Container, files: Mapping[str, Blob], *, uri: str, name: str) -> None:

@@ -175,7 +175,8 @@ def _unknown(client: MLClient, environment: JobEnvironment) -> PlanError:
         hint = f"Its versions are {', '.join(versions[:10])}."
     else:
         known = [str(entry.name) for entry in client.environments.list()]
-        hint = f"{did_you_mean(environment.name, known)} There are {', '.join(known[:10]) or 'none'}.".strip()
+        listed = f"It has {', '.join(known[:10])}." if known else "It has none yet."
+        hint = f"{did_you_mean(environment.name, known)} {listed}".strip()
     return PlanError(f"--azure_environment: the workspace has no {environment.reference}.", hint)
 
 

@@ -228,7 +228,7 @@ def _check(plan: JobPlan) -> None:
     """
     problems = [problem for check in (_name_problems, _flag_problems) for problem in check(plan)]
     if problems:
-        raise PlanError("AzureML cannot run this job: " + " ".join(problems), "Change these options.")
+        raise PlanError("AzureML cannot run this job: " + " ".join(problems))
 
 
 def _name_problems(plan: JobPlan) -> list[str]:

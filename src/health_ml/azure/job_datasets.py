@@ -9,15 +9,20 @@ from typing import TYPE_CHECKING, Any
 from health_ml.azure.job_start import RUNNER
 from health_ml.azure.storage import find_datastore, open_container
 from health_ml.errors import DatasetError, HimlError, did_you_mean
-from health_ml.planning.datasets import LATEST, DatasetReference, folder_uri, input_name, parse_dataset
+from health_ml.planning.datasets import (
+    LATEST,
+    DatasetReference,
+    folder_uri,
+    input_name,
+    listed_assets,
+    parse_dataset,
+)
 from health_ml.planning.plan import JobPlan, PlannedDataset
 
 logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from azure.ai.ml import MLClient
-
-_SHOWN_NAMES = 10
 
 
 @dataclass(frozen=True)
@@ -111,10 +116,9 @@ def _unknown(client: MLClient, reference: DatasetReference) -> DatasetError:
             f"The data asset {reference.text} does not exist in {where}.",
             f"The versions of {reference.name} are {', '.join(versions)}; the only label is {LATEST}.",
         )
-    known = sorted({str(asset.name) for asset in client.data.list()})
-    listed = ", ".join(known[:_SHOWN_NAMES]) or "none"
+    known = {str(asset.name) for asset in client.data.list()}
     return DatasetError(
         f"There is no data asset {reference.name!r} in {where}.",
-        f"{did_you_mean(reference.name, known)} The data assets are {listed}. --datastore=NAME makes one from the "
+        f"{did_you_mean(reference.name, known)} {listed_assets(known)} --datastore=NAME makes one from the "
         f"folder {reference.name!r} of a datastore.".strip(),
     )

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from health_ml.checkpoints.download import check_reachable
 from health_ml.checkpoints.fetch import resolve_checkpoint
+from health_ml.checkpoints.files import list_checkpoint_files
 from health_ml.checkpoints.parser import CheckpointParser
 from health_ml.environment import process_environment
 from health_ml.errors import ArgumentsError, DatasetError
@@ -24,18 +25,22 @@ def check_before_start(
     start_directory: Path,
     project_root: Path,
     is_new_run: bool = True,
+    own_checkpoints: Path | None = None,
 ) -> None:
     """Makes the paths of the container absolute, and raises if the run cannot succeed.
 
     :param start_directory: Where relative paths start.
     :param project_root: Folder of the default tracking store.
     :param is_new_run: False for a process that joins or repeats a run: a checkpoint may be in its folder already.
+    :param own_checkpoints: Folder with the checkpoints of earlier attempts of this run, if there was one.
     :raises HimlError: Of the kind of the first check that finds a mistake, naming all mistakes of that kind.
     """
     if container.output_to is not None:
         container.output_to = start_directory / container.output_to
     resolve_datasets(container, start_directory=start_directory)
     parser = container.src_checkpoint
+    if _continues_from_own(experiment_config, container, own_checkpoints):
+        parser = None  # the one that the first attempt began with may be gone by now
     if parser and not parser.is_url:
         _check_checkpoint(
             parser, experiment_config, container, start_directory=start_directory, project_root=project_root
@@ -66,6 +71,14 @@ def resolve_datasets(container: LightningContainer, *, start_directory: Path) ->
             "Check --local_datasets; relative paths are relative to the folder in which you type the command.",
         )
     container.local_datasets = folders
+
+
+def _continues_from_own(
+    experiment_config: ExperimentConfig, container: LightningContainer, own_checkpoints: Path | None
+) -> bool:
+    """Returns whether a training was restarted that continues from a checkpoint of its own."""
+    is_resumed = container.resume_training and experiment_config.mode is RunnerMode.TRAIN
+    return is_resumed and own_checkpoints is not None and bool(list_checkpoint_files(own_checkpoints))
 
 
 def _check_checkpoint(

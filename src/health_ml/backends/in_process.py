@@ -16,7 +16,7 @@ from health_ml.backends.checks import check_before_start
 from health_ml.backends.final_checks import problem_of_results
 from health_ml.backends.local_data import provide_datasets
 from health_ml.backends.run_facts import ProvenanceThread, RunDocument, current_attempt, run_facts, write_config
-from health_ml.backends.run_folder import create_run_paths
+from health_ml.backends.run_folder import create_run_paths, own_checkpoints
 from health_ml.backends.run_lock import run_lock
 from health_ml.deep_learning_config import RunPaths
 from health_ml.environment import RunEnvironment, environment_variables, process_environment, restored_environment
@@ -94,6 +94,7 @@ def run_in_process(
             start_directory=start_directory,
             project_root=project_root,
             is_new_run=environment.run_folder is None and not environment.is_in_azureml,
+            own_checkpoints=own_checkpoints(environment, start_directory),
         )
         paths = create_run_paths(
             container.model_name, environment=environment, project_root=project_root, output_to=container.output_to
@@ -334,7 +335,7 @@ class _RecordedRun:
         self._document = RunDocument(record, run.facts())
         # A job runs from a copy of the code, whose state was recorded when it was submitted.
         code = run.start_directory if run.environment.project_root is None else None
-        self._provenance = ProvenanceThread(record, self._document, code).start()
+        self._provenance = ProvenanceThread(record, self._document, code, is_copy=run.job is not None).start()
         if run.plan is not None and not (record.folder / f"{RECORD_PLAN_DOCUMENT}.json").exists():
             record.write_document(RECORD_PLAN_DOCUMENT, run.plan.to_json())
         if run.environment.fan_out_folder is None:  # else the mirror of the fan-out carries its trials too

@@ -168,9 +168,11 @@ class ProvenanceThread:
     :param record: Where to write it.
     :param document: Gets the GPUs.
     :param folder: A folder in the user's git repository; None if the state of the code was recorded before.
+    :param is_copy: True if the folder is a copy of the code, which is in no repository as a rule.
     """
 
-    def __init__(self, record: RunRecord, document: RunDocument, folder: Path | None) -> None:
+    def __init__(self, record: RunRecord, document: RunDocument, folder: Path | None, *, is_copy: bool = False) -> None:
+        self._is_copy = is_copy
         self._record = record
         self._document = document
         self._folder = folder
@@ -200,7 +202,7 @@ class ProvenanceThread:
                 logger.warning(f"The record lacks {what}: {error}")
 
     def _write_git(self) -> None:
-        state = read_git_state(self._folder) if self._folder is not None else None
+        state = read_git_state(self._folder, is_expected=not self._is_copy) if self._folder is not None else None
         if state is not None:
             write_git_state(self._record, state)
 

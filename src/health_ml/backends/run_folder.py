@@ -7,6 +7,7 @@ from datetime import datetime, timezone
 from itertools import count
 from pathlib import Path
 
+from health_ml.checkpoints.recovery import recovery_folder
 from health_ml.deep_learning_config import RunPaths
 from health_ml.environment import RunEnvironment
 from health_ml.errors import OutputError, PlanError
@@ -53,6 +54,13 @@ def _choose(model_name: str, *, environment: RunEnvironment, project_root: Path,
     parent = output_to or project_root / OUTPUTS_FOLDER
     folder = make_unique_folder(parent, model_name, now=datetime.now(timezone.utc))
     return RunPaths.below(folder, environment.run_id or folder.name)
+
+
+def own_checkpoints(environment: RunEnvironment, start_directory: Path) -> Path | None:
+    """Returns the folder in which checkpoints of earlier attempts of this run are, if there may have been any."""
+    if environment.run_folder is None:
+        return None
+    return recovery_folder(start_directory / environment.run_folder, node_rank=environment.node_rank)
 
 
 def new_run_folder(parent: Path, model_name: str) -> Path:

@@ -54,7 +54,7 @@ def _take(descriptor: int, path: Path) -> bool:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             if time.monotonic() > deadline:
-                raise _refusal(path.parent.parent, read_owner(path)) from None
+                raise _refusal(path, read_owner(path)) from None
         except OSError as error:
             logger.debug("The file system of %s has no locks: %s", path, error)
             return False
@@ -63,12 +63,13 @@ def _take(descriptor: int, path: Path) -> bool:
         time.sleep(_POLL_SECONDS)
 
 
-def _refusal(run_folder: Path, owner: dict[str, Any]) -> OutputError:
+def _refusal(path: Path, owner: dict[str, Any]) -> OutputError:
     who = f"Process {owner['pid']} on {owner.get('host')}" if "pid" in owner else "Another process"
     state = " has ended, but something that it started still" if owner and is_dead(owner) else ""
     return OutputError(
-        f"{who}{state} writes to the run folder {run_folder}. Two processes would damage each other's results.",
-        "Wait until it has ended, or end it, and try again; or choose another folder.",
+        f"{who}{state} writes to the run folder {path.parent.parent}. Two processes would damage each other's results.",
+        "Wait until it has ended, or end it, and try again; or choose another folder. After the crash of a machine, a "
+        f"network file system may keep its lock: once no process of the run is left on any machine, remove {path}.",
         EXIT_USAGE,
     )
 

@@ -21,19 +21,8 @@ WHOLE_NUMBER = re.compile(r"[+-]?\d+(_\d+)*")
 Reader = Callable[[str], Any]
 
 
-class _Default:
-    """The type of :data:`DEFAULT`."""
-
-    def __repr__(self) -> str:
-        return "<the default>"
-
-
-DEFAULT = _Default()
-"""What an empty number stands for: the default, as if the flag had not been given."""
-
-
 def parse_text(parameter: param.Parameter[Any], text: str, *, keeps_whole_numbers: bool = True) -> Any:
-    """Returns the value that a text stands for, or :data:`DEFAULT`.
+    """Returns the value that a text stands for.
 
     :param keeps_whole_numbers: Whether a ``param.Number`` reads ``4`` as a whole number or as ``4.0``.
     :raises ValueError: If it stands for none. The message is a sentence without the name of the flag.
@@ -51,6 +40,25 @@ def parse_text(parameter: param.Parameter[Any], text: str, *, keeps_whole_number
         raise ValueError(f"it takes {describe(parameter)}.") from error
 
 
+def is_left_empty(parameter: param.Parameter[Any], text: str) -> bool:
+    """True if a text is empty where that cannot be meant: most likely a variable of the shell is not set.
+
+    An empty text is a value only where there is another one by default.
+    """
+    if is_number(parameter):
+        return not text.strip()
+    has_nothing = parameter.default is None or (isinstance(parameter.default, str) and not parameter.default)
+    return not text and has_nothing and isinstance(parameter, _TEXTS_AND_CHOICES)
+
+
+def is_number(parameter: param.Parameter[Any]) -> bool:
+    """True if the parameter takes a single number."""
+    return isinstance(parameter, param.Number) and not isinstance(parameter, (param.Date, param.CalendarDate))
+
+
+_TEXTS_AND_CHOICES = (param.String, param.Path, param.ClassSelector, CustomTypeParam)
+
+
 class _NotThatType(ValueError):
     """The text is not of the type that a built-in reader expects; the caller says what is."""
 
@@ -63,7 +71,7 @@ def reader_for(parameter: param.Parameter[Any], *, keeps_whole_numbers: bool = T
     if isinstance(parameter, CustomTypeParam):
         return _user_reader(parameter.from_string)
     if isinstance(parameter, param.Number) and not isinstance(parameter, _NUMBERS_THAT_ARE_NONE):
-        return _or_default(_number if keeps_whole_numbers else _float)
+        return _number if keeps_whole_numbers else _float
     for parameter_type, make_reader in _READERS:
         if isinstance(parameter, parameter_type):
             return make_reader(parameter)
@@ -104,10 +112,6 @@ def _float(text: str) -> float:
 def _number(text: str) -> int | float:
     """Returns a whole number if the text has neither point nor exponent, so that ``1`` and ``1.0`` stay different."""
     return _integer(text) if WHOLE_NUMBER.fullmatch(text.strip()) else _float(text)
-
-
-def _or_default(reader: Reader) -> Reader:
-    return lambda text: reader(text) if text.strip() else DEFAULT
 
 
 def _date(text: str) -> Any:
@@ -310,7 +314,7 @@ def _tuple(parameter: param.Tuple[Any]) -> Reader | None:
 
 _READERS: tuple[tuple[Any, Callable[[Any], Reader | None]], ...] = (
     (param.Boolean, lambda _: _boolean),
-    (param.Integer, lambda _: _or_default(_integer)),
+    (param.Integer, lambda _: _integer),
     (param.CalendarDate, lambda _: _date),
     (param.Date, lambda _: _datetime),
     (param.ListSelector, _list_selector),

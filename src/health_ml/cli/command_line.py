@@ -114,11 +114,11 @@ def read_command_line(argv: Sequence[str]) -> CommandLine:
     problems: list[str] = []
     repeated = {name: _texts(tokens, name, problems) for name in REPEATED}
     parameters = {name: options.param[name] for name in RESERVED.difference(REPEATED)}
-    assigned = assign([flag for flag in tokens if flag.name not in REPEATED], parameters)
+    without_run = [flag for flag in tokens if flag.name in RUN_FLAGS and flag.is_left_empty(parameters[flag.name])]
+    problems += [f"--{flag.name} needs the id of a run: --{flag.name}=RUN_ID." for flag in without_run]
+    apart = {*REPEATED, *(flag.name for flag in without_run)}
+    assigned = assign([flag for flag in tokens if flag.name not in apart], parameters)
     apply(options, assigned.values, start_directory=Path(), problems=problems)
-    for name in RUN_FLAGS:
-        if name in assigned.values and not getattr(options, name):
-            problems.append(f"--{name} needs the id of a run: --{name}=RUN_ID.")
     problems += _contradictions(options, repeated)
     return CommandLine(
         flags=tuple(flag for flag in assigned.rest if isinstance(flag, GivenFlag)),

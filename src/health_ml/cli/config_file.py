@@ -58,6 +58,10 @@ class FileEntry:
         """True if the value is a text in quotes."""
         return isinstance(self.node, yaml.ScalarNode) and self.node.style in ("'", '"')
 
+    def is_left_empty(self, parameter: param.Parameter[Any]) -> bool:
+        """Returns whether a number is empty. Anything else that a file says is empty is meant to be."""
+        return self.text is not None and arguments.is_number(parameter) and not self.text.strip()
+
     def text_for(self, parameter: param.Parameter[Any]) -> str | None:
         """Returns the text of a scalar, the word for no value, or None for a sequence or mapping."""
         if _is_null(self.node):

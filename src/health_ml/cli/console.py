@@ -82,16 +82,16 @@ def restored_logging() -> Iterator[None]:
 # --- the summary ------------------------------------------------------------------------------------------------------
 
 
-def render_summary(result: RunResult) -> str:
-    """Returns the last thing that a run prints: how it ended, what came out, and how to go on from there."""
+def render_summary(result: RunResult, *, is_in_azureml: bool = False) -> str:
+    """Returns the last thing that a run prints: how it ended, what came out, and how to go on from there.
+
+    :param is_in_azureml: True in a job: then the files are on a machine that nobody reaches.
+    """
     lines = ["", f"Run {result.run_id}: {result.status.value}"]
     lines += [f"  {message}" for message in result.messages]
     lines += _divergence_lines(result.metrics)
     lines += _metric_lines(result.metrics)
-    rows = [("folder", str(result.paths.outputs))]
-    if result.checkpoint is not None:
-        rows.append(("checkpoint", str(result.checkpoint)))
-    rows.append(("TensorBoard", f"tensorboard --logdir {shlex.quote(str(result.paths.lightning_logs))}"))
+    rows = [("files", f"himl-download --run={shlex.quote(result.run_id)}")] if is_in_azureml else _file_rows(result)
     rows += _mlflow_row(result.paths.record)
     if result.checkpoint is not None and result.checkpoint.is_relative_to(result.paths.checkpoints):
         source = f"--src_checkpoint={shlex.quote(result.run_id)}"
@@ -99,6 +99,13 @@ def render_summary(result: RunResult) -> str:
         more = " --max_epochs=<more>" if is_trained else ""
         rows.append(("resume", f"himl-runner <the same flags> --resume_training {source}{more}"))
     return "\n".join([*lines, *_aligned(rows)])
+
+
+def _file_rows(result: RunResult) -> list[tuple[str, str]]:
+    rows = [("folder", str(result.paths.outputs))]
+    if result.checkpoint is not None:
+        rows.append(("checkpoint", str(result.checkpoint)))
+    return [*rows, ("TensorBoard", f"tensorboard --logdir {shlex.quote(str(result.paths.lightning_logs))}")]
 
 
 def _divergence_lines(metrics: Mapping[str, float]) -> list[str]:

@@ -30,6 +30,8 @@ def choices_of(parameter: param.Parameter[Any]) -> list[str]:
         return [str(member.value) for class_ in enums for member in class_]
     if isinstance(parameter, param.Selector):
         return list(parameter.get_range())
+    if isinstance(parameter, param.List) and isinstance(parameter.item_type, type):
+        return [str(member.value) for member in parameter.item_type] if issubclass(parameter.item_type, Enum) else []
     return []
 
 
@@ -41,7 +43,7 @@ def describe(parameter: param.Parameter[Any]) -> str:
 
 def _describe_value(parameter: param.Parameter[Any]) -> str:
     choices = choices_of(parameter)
-    if isinstance(parameter, param.ListSelector):
+    if choices and isinstance(parameter, (param.ListSelector, param.List)):
         return f"a comma-separated list of {join_choices(choices)}"
     if choices:
         return f"one of {join_choices(choices)}" if len(choices) > 2 else join_choices(choices)
@@ -118,7 +120,7 @@ def metavar(parameter: param.Parameter[Any]) -> str:
     choices = choices_of(parameter)
     if is_boolean(parameter):
         return "BOOL"
-    if choices and not isinstance(parameter, param.ListSelector):
+    if choices and not isinstance(parameter, (param.ListSelector, param.List)):
         return "|".join(choices)
     for parameter_type, name in _METAVARS:
         if isinstance(parameter, parameter_type):

@@ -8,7 +8,7 @@ from pathlib import Path
 import param
 
 from health_ml.cli.program_flags import ProgramFlags, program_help, read_program_flags
-from health_ml.errors import ArgumentsError
+from health_ml.errors import EXIT_USAGE, ArgumentsError, exiting_with
 from health_ml.experiment_config import AzureMLParams, ExperimentConfig
 from health_ml.settings import DOWNLOADED_RUN_FILE
 
@@ -65,9 +65,10 @@ def download(
     from health_ml.azure.history import RunHistory
     from health_ml.azure.searches import write_tables
 
-    workspace = find_workspace(
-        config_path=flags.workspace_config_path, start_directory=start_directory, environ=environ
-    )
+    with exiting_with(EXIT_USAGE):
+        workspace = find_workspace(
+            config_path=flags.workspace_config_path, start_directory=start_directory, environ=environ
+        )
     account = AzureMLAccount(workspace, environ=environ, auth=flags.auth.value if flags.auth else None)
     target = start_directory / flags.output_dir
     with RunHistory.of_workspace(workspace.arm_id, account.credential) as history:

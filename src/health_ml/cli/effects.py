@@ -250,6 +250,11 @@ def _preemption_problems(
     flag = f"--simulate_preemption={config.simulate_preemption}"
     if environment.is_in_azureml or (backend is not None and not backend.is_on_this_machine):
         yield f"{flag} works on this machine only: in this process's place, or with --cluster=local."
+    if environment.is_one_of_several and environment.simulated_preemption is None:
+        yield (
+            f"{flag}: torchrun, MPI or SLURM has started this process as one of several, and would not start it again. "
+            "Type the command without them: the runner itself starts a process for each GPU."
+        )
     if config.num_nodes > 1:
         yield f"{flag} has no effect with --num_nodes={config.num_nodes}: use one machine."
     if preemption.unit == "epoch" and preemption.number >= container.max_epochs:

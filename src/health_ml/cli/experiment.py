@@ -53,7 +53,7 @@ def run_experiment(
             return launch(parsed, command, place, start=start, ahead=ahead, environment=environment, write=write)
         result = _run_here(parsed, place, mirror=ahead.mirror, environment=environment)
     if environment.is_global_rank_zero:
-        write(render_summary(result))
+        write(render_summary(result, is_in_azureml=environment.is_in_azureml))
     if result.error is not None:
         raise result.error
     if on_result is not None:

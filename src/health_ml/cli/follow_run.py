@@ -15,7 +15,7 @@ from health_ml.cli.command_line import CommandLine
 from health_ml.cli.run_store_flags import StoreFlags, read_store_flags
 from health_ml.cli.submit import Write, follow
 from health_ml.environment import Place
-from health_ml.errors import BackendError
+from health_ml.errors import EXIT_USAGE, BackendError, exiting_with
 from health_ml.planning.fan_out_folder import FanOutFolder
 from health_ml.planning.run_store import find_run_folder
 from health_ml.records.fan_out_report import FanOutReport
@@ -58,9 +58,11 @@ def rerun_failed(command: CommandLine, place: Place, *, write: Write) -> int:
         raise BackendError(
             f"Run {command.rerun_failed} is no fan-out, so it has no trials that failed.",
             f"himl-runner --rerun={command.rerun_failed} repeats it.",
+            EXIT_USAGE,
         )
     if all(trial.status is RunStatus.FINISHED for trial in _report(fan_out).trials):
-        raise BackendError(f"No trial of {command.rerun_failed} has failed.", "There is nothing to run again.")
+        message = f"No trial of {command.rerun_failed} has failed."
+        raise BackendError(message, "There is nothing to run again.", EXIT_USAGE)
     return _take_up(folder, flags, place, is_rerunning_failed=True, write=write)
 
 
@@ -71,7 +73,9 @@ def _take_up(folder: Path, flags: StoreFlags, place: Place, *, is_rerunning_fail
         backend = LocalBackend(place.project_root, output_to=flags.output_to)
         if is_rerunning_failed and not _status(folder).is_final:
             raise BackendError(
-                f"Run {folder.name} is still running.", f"Wait for its end: himl-runner --attach={folder.name}."
+                f"Run {folder.name} is still running.",
+                f"Wait for its end: himl-runner --attach={folder.name}.",
+                EXIT_USAGE,
             )
         handle = backend.resume(folder.name, is_rerunning_failed=is_rerunning_failed)
         return follow(handle, write, output_to=flags.output_to)
@@ -84,16 +88,17 @@ def _take_up(folder: Path, flags: StoreFlags, place: Place, *, is_rerunning_fail
 def show_status(command: CommandLine, place: Place, *, write: Write) -> int:
     """Prints how a run stands. The exit code is 0 unless the run ended badly."""
     flags = _flags(command, place, "--status")
-    if flags.config.cluster:
-        handle = _handle(command.status, flags, place)
-        status = handle.status()
-        report = handle.report()
-        table = ["", report.to_text()] if report is not None else []
-        write("\n".join([f"Run {handle.run_id}: {status.value}", *_rows(handle.facts()), *table]))
-    else:
-        folder = find_run_folder(command.status, place.project_root, flags.output_to)
-        status, text = _local_status(command.status, folder)
-        write(text)
+    with exiting_with(EXIT_USAGE):  # 1 would say that the run failed
+        if flags.config.cluster:
+            handle = _handle(command.status, flags, place)
+            status = handle.status()
+            report = handle.report()
+            table = ["", report.to_text()] if report is not None else []
+            text = "\n".join([f"Run {handle.run_id}: {status.value}", *_rows(handle.facts()), *table])
+        else:
+            folder = find_run_folder(command.status, place.project_root, flags.output_to)
+            status, text = _local_status(command.status, folder)
+    write(text)
     return status.exit_code if status.is_final else 0
 
 
@@ -193,16 +198,17 @@ def _flags(command: CommandLine, place: Place, mode: str) -> StoreFlags:
 
 def _handle(run_id: str, flags: StoreFlags, place: Place) -> RunHandle:
     """Returns the handle of a run: of the back end that ``--cluster`` names, else of a job on this machine."""
-    if not flags.config.cluster:
-        folder = find_run_folder(run_id, place.project_root, flags.output_to)
-        if not LocalJobFolder(folder).job_file.exists():
-            raise BackendError(
-                f"Run {run_id} was not submitted as a job: it belongs to the command that started it.",
-                f"Press Ctrl-C there to end it; himl-runner --status={run_id} shows how it stands.",
-            )
-    name = parse_cluster(flags.config.cluster or "local")
-    context = BackendContext(name.target, place.project_root, flags.output_to, flags.config, place.start_directory)
-    return load_backend(name.backend).create(context).attach(run_id)
+    with exiting_with(EXIT_USAGE):
+        if not flags.config.cluster:
+            folder = find_run_folder(run_id, place.project_root, flags.output_to)
+            if not LocalJobFolder(folder).job_file.exists():
+                raise BackendError(
+                    f"Run {run_id} was not submitted as a job: it belongs to the command that started it.",
+                    f"Press Ctrl-C there to end it; himl-runner --status={run_id} shows how it stands.",
+                )
+        name = parse_cluster(flags.config.cluster or "local")
+        context = BackendContext(name.target, place.project_root, flags.output_to, flags.config, place.start_directory)
+        return load_backend(name.backend).create(context).attach(run_id)
 
 
 def _local_status(run_id: str, folder: Path) -> tuple[RunStatus, str]:

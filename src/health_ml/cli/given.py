@@ -12,7 +12,6 @@ from typing import Any, Protocol
 import param
 
 from health_ml.cli import arguments
-from health_ml.cli.arguments import DEFAULT
 from health_ml.cli.describe import is_boolean, metavar
 from health_ml.cli.tokens import Token
 
@@ -44,12 +43,16 @@ class Given(Protocol):
         """Returns a token that came after the flag and is not its value."""
 
     @abstractmethod
+    def is_left_empty(self, parameter: param.Parameter[Any]) -> bool:
+        """Returns whether there is no value where there has to be one, so that nothing can be meant."""
+
+    @abstractmethod
     def text_for(self, parameter: param.Parameter[Any]) -> str | None:
         """Returns the text that stands for the value on a command line, or None if it is no text."""
 
     @abstractmethod
     def value_for(self, parameter: param.Parameter[Any], *, keeps_whole_numbers: bool) -> Any:
-        """Returns the value as the parameter takes it, or :data:`~health_ml.cli.arguments.DEFAULT`.
+        """Returns the value as the parameter takes it.
 
         :raises ValueError: If it cannot be read.
         """
@@ -79,6 +82,11 @@ class GivenFlag:
         if following is None or not is_boolean(parameter):
             return None
         return following if self.is_negated or not arguments.is_boolean_word(following) else None
+
+    def is_left_empty(self, parameter: param.Parameter[Any]) -> bool:
+        """Returns whether the value is an empty text that cannot be meant."""
+        text = self.text_for(parameter)
+        return text is not None and arguments.is_left_empty(parameter, text)
 
     def text_for(self, parameter: param.Parameter[Any]) -> str | None:
         """Returns the value as it was typed; a switch without value is on, and off if it starts with ``--no-``."""
@@ -113,18 +121,29 @@ class Assigned:
 
 
 def assign(givens: Iterable[Given], parameters: Parameters) -> Assigned:
-    """Returns for each parameter the last value given for it, and the values that belong to no parameter."""
+    """Returns for each parameter the last value given for it, and the values that belong to no parameter.
+
+    What was left empty is said, and changes nothing.
+    """
     assigned = Assigned()
     for given in givens:
         name, resolved = _resolve(given, parameters)
         if name is None:
             assigned.rest.append(given)
             continue
+        if resolved.is_left_empty(parameters[name]):
+            warn_left_empty(resolved)
+            continue
         assigned.values[name] = resolved
         leftover = resolved.leftover(parameters[name])
         if leftover is not None:
             assigned.strays.append(leftover)
     return assigned
+
+
+def warn_left_empty(given: Given) -> None:
+    """Says that a value is empty where nothing can be meant by that."""
+    _log.warning("%s is empty and changes nothing. Is a variable of the shell not set?", given.shown)
 
 
 def _resolve(given: Given, parameters: Parameters) -> tuple[str | None, Given]:
@@ -151,9 +170,6 @@ def apply(
         parameter = parameters[name]
         try:
             value = given.value_for(parameter, keeps_whole_numbers=_keeps_whole_numbers(owner, name))
-            if value is DEFAULT:
-                _log.warning("%s is empty and changes nothing. Is a variable of the shell not set?", given.shown)
-                continue
             setattr(owner, name, absolute(parameter, value, start_directory))
         except (ValueError, TypeError) as error:
             problems.append(f"{given.shown}: {_plain_text(error, name)}")

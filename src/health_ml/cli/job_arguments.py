@@ -77,11 +77,14 @@ def _text(name: str, value: Any, given: Given, parameter: param.Parameter[Any]) 
     """Returns what stands for the value after a flag: what the user wrote, if that is a text."""
     text = given.text_for(parameter)
     # In a file "None" in quotes is a text; no flag stands for that.
-    if text is not None and not (
-        isinstance(parameter, param.String) and arguments.parse_text(parameter, text) != value
-    ):
+    is_another = (
+        text is not None and isinstance(parameter, param.String) and arguments.parse_text(parameter, text) != value
+    )
+    if text is not None and not is_another and not arguments.is_left_empty(parameter, text):
         return text
     for candidate in _candidates(value):
+        if arguments.is_left_empty(parameter, candidate):
+            continue
         try:
             if is_same(arguments.parse_text(parameter, candidate), value):
                 return candidate

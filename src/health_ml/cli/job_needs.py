@@ -8,7 +8,7 @@ from pathlib import Path
 
 from health_ml.errors import PlanError
 from health_ml.experiment_config import ExperimentConfig, InteractiveService
-from health_ml.planning.conda import find_environment_file, read_environment_file
+from health_ml.planning.conda import complete_environment, find_environment_file, read_environment_file
 from health_ml.planning.plan import PlannedCompute, PlannedSoftware
 from health_ml.planning.secret_files import check_secret_files
 from health_ml.planning.snapshot import take_context_snapshot
@@ -37,7 +37,7 @@ def read_software(config: ExperimentConfig, *, start_directory: Path, cache_fold
         raise PlanError(f"{' and '.join(given)} each say what the environment of the job is.", "Keep one of them.")
     if config.base_image and given and not config.conda_env:
         raise PlanError(f"--base_image has no effect with {given[0]}, which has an image of its own.", "Leave it out.")
-    runner = PlannedSoftware(runner_version=runner_version(), runner_requirements=runner_requirements())
+    runner = PlannedSoftware(runner_version=runner_version())
     if config.azure_environment:
         return replace(runner, environment=config.azure_environment)
     if config.docker_build_context:
@@ -50,7 +50,16 @@ def read_software(config: ExperimentConfig, *, start_directory: Path, cache_fold
             "environment.",
             "Write one, name it with --conda_env, or give --azure_environment or --docker_build_context.",
         )
-    return replace(runner, conda_env=str(path), conda_file=read_environment_file(path), base_image=config.base_image)
+    conda = complete_environment(
+        read_environment_file(path), requirements=runner_requirements(), version=runner.runner_version
+    )
+    return replace(
+        runner,
+        conda_env=str(path),
+        conda_file=conda.text,
+        base_image=config.base_image,
+        runner_requirements=conda.added,
+    )
 
 
 def named_software(config: ExperimentConfig) -> PlannedSoftware:

@@ -46,12 +46,18 @@ def launch(
 
 def _interrupt(parsed: ParsedCommand, place: Place, *, environment: RunEnvironment, write: Write) -> int:
     from health_ml.backends.checks import check_before_start  # imports Lightning, as the model does
-    from health_ml.backends.run_folder import new_run_folder
+    from health_ml.backends.run_folder import new_run_folder, own_checkpoints
     from health_ml.backends.simulated_preemption import InterruptedRun
 
     container, config = parsed.container, parsed.experiment_config
     with exiting_with(EXIT_USAGE):
-        check_before_start(config, container, start_directory=place.start_directory, project_root=place.project_root)
+        check_before_start(
+            config,
+            container,
+            start_directory=place.start_directory,
+            project_root=place.project_root,
+            own_checkpoints=own_checkpoints(environment, place.start_directory),
+        )
         if environment.run_folder is not None:
             run_folder = (place.start_directory / environment.run_folder).absolute()
         else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from health_ml.cli.parse import ParsedCommand
 from health_ml.environment import Place, process_environment, set_environment_variables
+from health_ml.errors import EXIT_USAGE, exiting_with
 from health_ml.settings import ENV_AUTH
 
 
@@ -16,10 +17,11 @@ def log_to_workspace(parsed: ParsedCommand, place: Place) -> None:
     from health_ml.azure.tracking import find_tracking_uri
 
     config = parsed.experiment_config
-    config.tracking_uri = find_tracking_uri(
-        process_environment(),
-        start_directory=place.start_directory,
-        config_path=config.workspace_config_path,
-        auth=config.auth_name,
-    )
+    with exiting_with(EXIT_USAGE):  # there is no run yet
+        config.tracking_uri = find_tracking_uri(
+            process_environment(),
+            start_directory=place.start_directory,
+            config_path=config.workspace_config_path,
+            auth=config.auth_name,
+        )
     set_environment_variables({ENV_AUTH: config.auth_name})

@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 
-from health_ml.errors import EXIT_FAILED, ArgumentsError, HimlError, OutputError
+from health_ml.errors import EXIT_FAILED, EXIT_SIGNAL_BASE, ArgumentsError, HimlError, OutputError, TerminatedError
 from health_ml.settings import ENV_FULL_ERROR
 
 EXIT_INTERRUPTED = 130
@@ -33,8 +33,9 @@ def run_guarded(program: Program, argv: Sequence[str] | None) -> int:
     with _restored_process(), _noted_interrupt() as is_interrupted:
         try:
             return program(arguments, _current_directory())
-        except KeyboardInterrupt:
-            return _report_interrupt()
+        except KeyboardInterrupt as interrupt:
+            code = _report_interrupt()
+            return EXIT_SIGNAL_BASE + signal.SIGTERM if isinstance(interrupt, TerminatedError) else code
         except Exception as error:  # the boundary: what nobody else has turned into a message ends here
             # A library whose import was interrupted may fail with another error.
             return _report_interrupt() if is_interrupted() else _report_any(error)

@@ -123,9 +123,7 @@ def _value_problem(container: LightningContainer, name: str, value: ParameterVal
     """Returns why a parameter cannot have a value, or an empty text; the container is left as it was."""
     before = getattr(container, name)
     try:
-        parsed = arguments.parse_text(container_parameters(container)[name], str(value))
-        if parsed is not arguments.DEFAULT:
-            setattr(container, name, parsed)
+        setattr(container, name, arguments.parse_text(container_parameters(container)[name], str(value)))
     except (ValueError, TypeError, ArgumentsError) as error:
         return str(error)
     finally:

@@ -13,6 +13,7 @@ from health_ml.backends.base import Backend, BackendContext, Request, RunHandle
 from health_ml.backends.registry import load_backend, parse_cluster
 from health_ml.cli.job_needs import named_software, read_compute, read_software
 from health_ml.cli.parse import ParsedCommand
+from health_ml.cli.patience import sigterm_like_ctrl_c
 from health_ml.cli.planner import plan_job, travelling_state, travels_with
 from health_ml.environment import Place, paused_garbage_collection, process_environment
 from health_ml.errors import EXIT_USAGE, HimlError, PlanError, SnapshotError, exiting_with
@@ -213,8 +214,9 @@ def follow(handle: RunHandle, write: Write, *, output_to: Path | None = None) ->
     :param output_to: The store of the run, for what is said about it.
     """
     try:
-        handle.stream(write)
-        status = handle.wait()
+        with sigterm_like_ctrl_c():
+            handle.stream(write)
+            status = handle.wait()
     except KeyboardInterrupt:
         store = _finding_flags(handle, output_to)
         write(
@@ -250,7 +252,7 @@ def _plan_with_snapshot(
     config = parsed.experiment_config
     environ = process_environment()
     folder = place.start_directory
-    git_state = _git_state(parsed, place)
+    git_state = _git_state(parsed, place, is_expected=is_stored)
     software = (
         read_software(config, start_directory=folder, cache_folder=hash_cache_folder(environ))
         if backend.needs_software
@@ -291,8 +293,8 @@ def own_folders(folder: Path, *places: Path | None) -> tuple[str, ...]:
     return tuple(f"/{path}/" for path in inside if path != ".")
 
 
-def _git_state(parsed: ParsedCommand, place: Place) -> GitState | None:
-    state = read_git_state(place.start_directory)
+def _git_state(parsed: ParsedCommand, place: Place, *, is_expected: bool = True) -> GitState | None:
+    state = read_git_state(place.start_directory, is_expected=is_expected)
     if parsed.experiment_config.require_clean:
         check_clean(state, place)
     return state

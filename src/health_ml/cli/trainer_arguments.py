@@ -9,7 +9,7 @@ from typing import Any
 
 from health_ml.cli.arguments import is_boolean_word
 from health_ml.cli.config_file import TRAINER_PREFIX, FileEntry
-from health_ml.cli.given import Given, GivenFlag
+from health_ml.cli.given import Given, GivenFlag, warn_left_empty
 from health_ml.errors import did_you_mean
 from health_ml.training.quiet import silence
 from health_ml.training.trainer_arguments import FLAGS_OF_ARGUMENTS, FORMER_NAMES
@@ -53,6 +53,9 @@ def read_trainer_arguments(
         problem = _name_problem(name)
         if problem:
             problems.append(f"{given.shown}: {problem}")
+            continue
+        if isinstance(given, GivenFlag) and "" in (given.token.text, given.token.following):
+            warn_left_empty(given)
             continue
         try:
             values[name] = _value(given, name, strays)

@@ -106,7 +106,7 @@ def _parsed(text: str, path: Path | None) -> dict[str, Any]:
     try:
         content = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise PlanError(f"The Conda environment file {path} is no YAML: {error}", "Repair it.") from error
+        raise PlanError(f"The Conda environment file {path} is no YAML: {error}\n", "Repair it.") from error
     if not isinstance(content, dict) or not isinstance(content.get("dependencies"), list):
         raise PlanError(
             f"The Conda environment file {path} has no list of dependencies.",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from health_ml.errors import DatasetError
@@ -11,6 +11,8 @@ from health_ml.errors import DatasetError
 URI_SCHEME = "azureml://"
 LATEST = "latest"
 """Label of the newest version of a data asset."""
+MOST_NAMES = 10
+"""How many data assets a message lists."""
 _ASSET_PREFIX = "azureml:"
 _MODES = {"+mount": True, "+download": False}
 _ASSET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,254}")
@@ -72,6 +74,17 @@ def parse_dataset(text: str) -> DatasetReference:
     ):
         raise DatasetError(f"{text!r} names no dataset.", _FORMS)
     return DatasetReference(name, version, label, is_mounted=is_mounted)
+
+
+def listed_assets(names: Collection[str]) -> str:
+    """Returns a sentence about which data assets there are, with the way to make the first one."""
+    if not names:
+        return (
+            "The workspace has no data assets yet; az ml data create --name=NAME --version=1 --type=uri_folder "
+            "--path=FOLDER makes one."
+        )
+    more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+    return f"The data assets are {', '.join(sorted(names)[:MOST_NAMES])}{more}."
 
 
 def parse_datasets(texts: Sequence[str]) -> list[DatasetReference]:

@@ -84,6 +84,14 @@ class EarlyTerminationPolicy(ABC):
         """True if the policy looks at a trial that has reported so many times."""
         return interval > 0 and interval % self.evaluation_interval == 0 and interval >= self.delay_evaluation
 
+    def __str__(self) -> str:
+        settings = [
+            f"{field.name}={getattr(self, field.name)}"
+            for field in fields(self)
+            if getattr(self, field.name) != field.default
+        ]
+        return f"{self.kind}({', '.join(settings)})" if settings else self.kind
+
     def to_json(self) -> dict[str, Any]:
         """Returns the policy as values that JSON knows."""
         return {"kind": self.kind, **asdict(self)}

@@ -59,13 +59,14 @@ class PlannedSoftware:
     """What a job needs besides its code.
 
     :param conda_env: Path of the Conda environment file on this machine, or "".
-    :param conda_file: Its text: the file may have changed when somebody looks, and exists on one machine only.
+    :param conda_file: Its text, with what himl-runner needs: the file may have changed when somebody looks, and exists
+        on one machine only.
     :param base_image: Docker image below it, or "" for the back end's own.
     :param environment: An environment that the back end has, instead of a file, or "".
     :param build_context: Folder with a Dockerfile, instead of a file, or "".
     :param build_context_hash: Content hash of that folder, or "".
     :param runner_version: The version of himl-runner that submits the job and has to run it.
-    :param runner_requirements: The distributions that this version needs, as pip writes them.
+    :param runner_requirements: Those of the distributions that this version needs that were added to the file.
     """
 
     conda_env: str = ""

@@ -57,13 +57,15 @@ class GitState:
         return {**document, "root": str(self.root), "patch_bytes": len(self.patch.encode(errors="replace"))}
 
 
-def read_git_state(folder: Path) -> GitState | None:
+def read_git_state(folder: Path, *, is_expected: bool = True) -> GitState | None:
     """Returns the state of the git working tree that a folder is in.
 
     Returns None without git, outside a repository, or if git refuses or hangs; the log says which.
     Takes no lock and changes nothing.
+
+    :param is_expected: False where nobody misses git or the repository: then the log does not speak of it.
     """
-    top = _run_git(folder, "rev-parse", "--show-toplevel")
+    top = _run_git(folder, "rev-parse", "--show-toplevel", missing_level=logging.INFO if is_expected else logging.DEBUG)
     if top is None:
         return None
     root = Path(_text(top).rstrip("\n"))
@@ -129,8 +131,12 @@ def _version_in_metadata(metadata: Path) -> str:
         return ""
 
 
-def _run_git(folder: Path, *arguments: str, may_fail: bool = False) -> bytes | None:
-    """Returns what git printed, or None if it failed, is missing or did not end in time."""
+def _run_git(folder: Path, *arguments: str, may_fail: bool = False, missing_level: int = logging.INFO) -> bytes | None:
+    """Returns what git printed, or None if it failed, is missing or did not end in time.
+
+    :param may_fail: True if it need not be said that it failed.
+    :param missing_level: How to say that there is no git, or no repository.
+    """
     try:
         finished = subprocess.run(
             [*_GIT, "-C", str(folder), *arguments],
@@ -141,7 +147,7 @@ def _run_git(folder: Path, *arguments: str, may_fail: bool = False) -> bytes | N
             env={**process_environment(), **_GIT_ENVIRONMENT},
         )
     except FileNotFoundError:
-        logger.info("git is not installed: the state of the code is not recorded.")
+        logger.log(missing_level, "git is not installed: the state of the code is not recorded.")
         return None
     except (OSError, subprocess.TimeoutExpired) as error:
         logger.warning("git %s failed, the state of the code is not recorded: %s", arguments[0], error)
@@ -150,7 +156,7 @@ def _run_git(folder: Path, *arguments: str, may_fail: bool = False) -> bytes | N
         return finished.stdout
     reason = _text(finished.stderr).strip()
     if "not a git repository" in reason:
-        logger.info("%s is not in a git repository: the state of the code is not recorded.", folder)
+        logger.log(missing_level, "%s is not in a git repository: the state of the code is not recorded.", folder)
     elif not may_fail:
         logger.warning("git %s failed, the state of the code is not recorded: %s", arguments[0], reason)
     return None

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import health_ml
 from health_ml.environment import RunEnvironment, environment_variables, process_environment
 from health_ml.planning.fan_out_folder import FanOutFolder
-from health_ml.planning.secrets import mask_text
+from health_ml.planning.secrets import mask_text, remember_secrets
 from health_ml.records.mirror_handle import MirrorHandle, close_pipes, wait_or_stop, wake_up
 from health_ml.records.mirror_state import MirrorProgress, MirrorSettings, mirror_lock
 from health_ml.records.tracking import NO_TRACKING, resolve_tracking_uri, split_credentials
@@ -219,6 +219,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Mirrors the record of a run that standard input names.")
     parser.add_argument(_WITHOUT_MLFLOW, action="store_true", help="Do not load MLflow before it is needed.")
     arguments = parser.parse_args()
+    remember_secrets(process_environment())
     tell = _notices()
     step_aside()
     if not arguments.without_mlflow:
@@ -228,6 +229,7 @@ def main() -> None:
     order = _read_order()
     if order is not None:
         folder = Path(order["folder"])
+        remember_secrets(order["environment"])
         _redirect_output(folder / RECORD_MIRROR_LOG_FILE)
         with environment_variables(order["environment"]):
             mirror_until_end(folder, MirrorSettings(**order["settings"]), tell=tell)

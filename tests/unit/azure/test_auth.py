@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import threading
 import time
+import uuid
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,33 @@ def test_only_the_picked_method_is_tried(tmp_path: Path) -> None:
     with pytest.raises(AuthenticationError, match=r"Tried, in this order:\n  azure_cli: +the Azure CLI") as caught:
         get_credential(environ=nowhere(tmp_path), auth="azure_cli").get_token(SCOPE)
     assert "environment" not in caught.value.message
+    assert caught.value.hint.startswith("Install the Azure CLI if it is missing, and run az login")
+    assert "AZURE_CLIENT_SECRET" not in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("auth", "advice"),
+    [
+        ("environment", "Correct AZURE_TENANT_ID"),
+        ("on_behalf_of", "--identity_based_auth"),
+        ("workload_identity", "AZURE_FEDERATED_TOKEN_FILE"),
+        ("managed_identity", "an identity in Azure"),
+    ],
+)
+def test_the_advice_is_about_the_picked_method(tmp_path: Path, auth: str, advice: str) -> None:
+    with pytest.raises(AuthenticationError, match=f"{auth}:") as caught:
+        get_credential(environ=nowhere(tmp_path), auth=auth).get_token(SCOPE)
+    assert advice in caught.value.hint
+    assert "az login" not in caught.value.hint
+
+
+@pytest.mark.parametrize("auth", [None, "environment"])
+def test_without_a_network_no_sign_in_helps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, auth: str | None) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", NOWHERE)
+    names = {"AZURE_TENANT_ID": str(uuid.uuid4()), "AZURE_CLIENT_ID": "c", "AZURE_CLIENT_SECRET": "s"}
+    with pytest.raises(AuthenticationError, match="Unable to connect to proxy") as caught:
+        get_credential(environ={**nowhere(tmp_path), **names}, auth=auth).get_token(SCOPE)
+    assert caught.value.hint == "Check the network, and HTTPS_PROXY where there is a proxy; then repeat the command."
 
 
 def test_an_unknown_method() -> None:

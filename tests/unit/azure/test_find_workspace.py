@@ -87,7 +87,11 @@ def test_nothing_names_a_workspace(tmp_path: Path) -> None:
     [
         ("{", "is no JSON"),
         ('{"subscription_id": "s"}', "does not say resource_group and workspace_name"),
-        ('{"subscription_id": "s", "resource_group": 1, "workspace_name": " "}', "resource_group and workspace_name"),
+        ('{"subscription_id": "s", "resource_group": "", "workspace_name": " "}', "resource_group and workspace_name"),
+        (
+            '{"subscription_id": "s", "resource_group": null, "workspace_name": 3}',
+            "resource_group is null and workspace_name is 3, which is no text",
+        ),
     ],
 )
 def test_a_file_that_says_too_little(tmp_path: Path, content: str, message: str) -> None:

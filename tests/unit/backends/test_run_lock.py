@@ -15,6 +15,7 @@ from health_ml.environment import RunEnvironment
 from health_ml.errors import EXIT_USAGE, OutputError
 from health_ml.records.reader import read_record
 from health_ml.records.record import RunStatus
+from health_ml.settings import RECORD_RUN_LOCK_FILE
 from tests.helpers.containers import LineContainer
 from tests.helpers.runs import run_container
 
@@ -36,6 +37,11 @@ def test_second_process_is_refused_with_the_name_of_the_first(tmp_path: Path) ->
         text = refused(tmp_path / "run")
         assert f"Process {os.getpid()} on" in text
         assert str(tmp_path) in text
+        assert text.endswith(
+            "once no process of the run is left on any machine, remove "
+            + str(tmp_path / "run" / RECORD_RUN_LOCK_FILE)
+            + "."
+        )
     with run_lock(tmp_path / "run"):
         pass
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from health_ml.cli.arguments import DEFAULT, parse_text, reader_for, split_items
+from health_ml.cli.arguments import is_left_empty, parse_text, reader_for, split_items
 from health_ml.cli.describe import describe, metavar
 from tests.unit.cli.sample_containers import Colour, Everything
 
@@ -27,9 +27,7 @@ def parsed(name: str, text: str) -> Any:
     [
         ("an_integer", "-5", -5),
         ("an_integer", "1_000", 1000),
-        ("an_integer", "", DEFAULT),
         ("a_number", "-1e-3", -1e-3),
-        ("a_number", "", DEFAULT),
         ("a_number", "inf", float("inf")),
         ("a_count_or_share", "None", None),
         ("a_text", "", ""),
@@ -72,6 +70,27 @@ def test_value_of_a_text(name: str, text: str, value: Any) -> None:
     assert type(result) is type(value)
 
 
+@pytest.mark.parametrize(
+    ("name", "is_meant"),
+    [
+        ("an_integer", False),
+        ("a_count_or_share", False),
+        ("a_text", True),
+        ("a_text_or_none", False),
+        ("a_path", False),
+        ("a_file", False),
+        ("an_even", False),
+        ("some_texts", True),
+        ("a_dictionary", True),
+        ("a_list_or_dictionary", True),
+        ("a_switch", True),
+    ],
+)
+def test_where_an_empty_text_can_be_meant(name: str, is_meant: bool) -> None:
+    assert is_left_empty(PARAMETERS[name], "") is not is_meant
+    assert not is_left_empty(PARAMETERS[name], "1")
+
+
 @pytest.mark.parametrize("word", ["on", "t", "TRUE", "y", "Yes", "1"])
 def test_words_for_on(word: str) -> None:
     assert parsed("a_switch", word) is True
@@ -98,6 +117,8 @@ def test_a_number_with_a_fraction_for_default_stays_a_float() -> None:
         ("an_integer", "1.5", "a whole number, at least 0 and at most 10"),
         ("an_integer", "1e3", "a whole number"),
         ("an_integer", "None", "a whole number"),
+        ("an_integer", "", "a whole number"),
+        ("a_number", "", "a number"),
         ("a_number", "half", "a number"),
         ("a_switch", "maybe", "true or false"),
         ("a_switch", "", "true or false"),
@@ -106,6 +127,7 @@ def test_a_number_with_a_fraction_for_default_stays_a_float() -> None:
         ("an_even", "3", "3 is odd, and only even numbers make pairs"),
         ("a_choice", "d", "one of a, b or c"),
         ("some_integers", "1,x", "a comma-separated list of whole numbers"),
+        ("some_colours", "red,green", "a comma-separated list of red or blue"),
         ("a_pair", "1", "2 whole numbers, separated by commas"),
         ("a_pair", "1.0,2", "2 whole numbers"),
         ("a_dictionary", "{", "neither JSON nor a Python literal"),

@@ -112,6 +112,12 @@ def test_summary_says_how_it_ended_and_how_to_go_on(tmp_path: Path) -> None:
     ]
 
 
+def test_a_summary_in_a_job_names_no_file_of_its_machine(tmp_path: Path) -> None:
+    text = render_summary(result_in(tmp_path), is_in_azureml=True)
+    assert str(tmp_path) not in text
+    assert "  files       himl-download --run=2030_Model\n  resume      himl-runner" in text
+
+
 @pytest.mark.parametrize("uri", [None, "", "none", 3])
 def test_summary_without_mirror(tmp_path: Path, uri: object) -> None:
     mirror_to(tmp_path, uri)

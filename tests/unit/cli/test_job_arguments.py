@@ -148,8 +148,9 @@ def test_paths_that_are_texts_do_not_change_their_meaning(tmp_path: Path) -> Non
     assert flags[1:] == ("--a_file=table.csv",)
 
 
-def test_a_text_that_a_flag_would_take_for_no_value_is_an_error(tmp_path: Path) -> None:
+@pytest.mark.parametrize("text", ["None", ""])
+def test_a_text_that_a_flag_would_take_for_no_value_is_an_error(tmp_path: Path, text: str) -> None:
     file = tmp_path / "preset.yaml"
-    file.write_text('a_text_or_none: "None"\n')
-    with pytest.raises(PlanError, match=r"a_text_or_none.*'None' cannot be written as a flag"):
+    file.write_text(f'a_text_or_none: "{text}"\n')
+    with pytest.raises(PlanError, match=rf"a_text_or_none.*'{text}' cannot be written as a flag"):
         arguments_of(parsed(f"--config={file}"))

@@ -316,12 +316,35 @@ def test_nothing_but_a_himl_error_comes_out(argv: list[str]) -> None:
         assert error.exit_code == 2  # noqa: PT017
 
 
-@pytest.mark.parametrize("flag", ["--max_epochs=", "--random_seed=", "--num_nodes=", "--a_number="])
-def test_an_empty_number_is_the_default_and_is_said_aloud(flag: str, caplog: pytest.LogCaptureFixture) -> None:
-    result = parsed(flag)
-    name = flag.strip("-=")
-    assert "command line" not in result.sources[name]
-    assert caplog.messages == [f"{flag} is empty and changes nothing. Is a variable of the shell not set?"]
+@pytest.mark.parametrize(
+    "name",
+    [
+        "max_epochs", "random_seed", "num_nodes", "a_number", "a_path", "cluster", "max_run_duration", "tag",
+        "log_level", "workspace_config_path", "src_checkpoint", "early_termination", "sampling",
+    ],
+)  # fmt: skip
+def test_what_is_left_empty_changes_nothing_and_is_said_aloud(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    result = parsed(f"--{name}=")
+    assert "command line" not in result.sources.get(name, "")
+    assert caplog.messages == [f"--{name}= is empty and changes nothing. Is a variable of the shell not set?"]
+
+
+def test_what_is_left_empty_leaves_what_was_said_before(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "some.yaml").write_text("max_epochs: 3\ntag: from the file\nexperiment: ''\n")
+    result = parsed("--config=some.yaml", "--max_epochs=", "--tag", "", folder=tmp_path)
+    assert (result.container.max_epochs, result.container.tag, result.container.experiment) == (3, "from the file", "")
+    assert [message.partition(" is empty")[0] for message in caplog.messages] == ["--max_epochs=", "--tag "]
+
+
+def test_an_empty_text_where_there_is_another_by_default(caplog: pytest.LogCaptureFixture) -> None:
+    assert container("--a_text=").a_text == ""
+    assert caplog.messages == []
+
+
+def test_an_empty_argument_of_the_trainer(caplog: pytest.LogCaptureFixture) -> None:
+    assert container("--trainer.gradient_clip_val=").trainer_argument_overrides == {}
+    (message,) = caplog.messages
+    assert message.startswith("--trainer.gradient_clip_val= is empty and changes nothing.")
 
 
 # --- arguments of the Trainer -----------------------------------------------------------------------------------------
@@ -433,6 +456,12 @@ def test_trainer_arguments_do_not_clash_with_flags() -> None:
         (["--sweep=an_integer=1.."], "a range without end"),
         (["--sweep=a_number=uniform(0,1)"], "a_number may take any value of a range"),
         (["--sampling=random"], "--sampling=random has no effect without a search"),
+        (["--early_termination=median_stopping"], "--early_termination=median_stopping has no effect without a search"),
+        (
+            ["--early_termination=bandit( slack_factor=0.1,delay_evaluation=3 )"],
+            "--early_termination=bandit(delay_evaluation=3, slack_factor=0.1) has no effect without a search",
+        ),
+        (["--cluster=gpu", "--interactive_services=foo"], "list of jupyter, vscode, tensorboard or ssh"),
         (["--max_concurrent_trials=2"], "--max_concurrent_trials=2 has no effect without a search"),
         (["--fail_fast"], "--fail_fast has no effect on a single run"),
         (["--sweep=an_integer=1,2", "--early_termination=bandit"], "needs either slack_factor or slack_amount"),

@@ -120,7 +120,7 @@ def test_pip_sections_that_work(tmp_path: Path, entry: str) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"dependencies: [", "is no YAML"),
+        (b"dependencies: [", r"(?s)is no YAML: .*\^\n Repair it\.$"),
         (b"name: x", "has no list of dependencies"),
         (b"- python", "has no list of dependencies"),
         (b"\xff\xfe", "is no UTF-8 text"),

@@ -44,6 +44,7 @@ def test_a_clean_repository(repository: Path) -> None:
 def test_a_folder_outside_any_repository(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO"):
         assert read_git_state(tmp_path) is None
+        assert read_git_state(tmp_path, is_expected=False) is None
     assert caplog.messages == [f"{tmp_path} is not in a git repository: the state of the code is not recorded."]
 
 

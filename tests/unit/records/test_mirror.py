@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import psutil
@@ -28,6 +29,7 @@ from health_ml.records.record import RunRecord, RunStatus
 from health_ml.records.sync import sync
 from health_ml.runner import main
 from tests.helpers.flaky_proxy import FlakyProxy
+from tests.helpers.http_server import send, serving
 
 IMPATIENT = Patience(poll_seconds=0.05, longest_pause=0.05, unreachable_seconds=3.0)
 
@@ -356,6 +358,23 @@ def test_the_record_keeps_no_password_and_sync_asks_for_it(tmp_path: Path) -> No
     (record.folder / "mirror.json").write_text(json.dumps(content))
     with pytest.raises(ArgumentsError, match=r"postgresql://\*\*\*@host/db, .*Set MLFLOW_TRACKING_URI"):
         sync(record.folder)
+
+
+def test_what_a_server_gives_away_is_masked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TEST_STORE_PASSWORD", "correct-horse-7")
+
+    def give_away(handler: BaseHTTPRequestHandler, index: int) -> None:
+        text = b'{"error_code": "INVALID_PARAMETER_VALUE", "message": "there is no user with correct-horse-7"}'
+        send(handler, text, status=400)
+
+    with serving(give_away) as server, recording(tmp_path) as record:
+        record.log_metrics({"loss": 1.0}, step=1)
+        handle = start(record, tmp_path, server.url)
+        record.set_status(RunStatus.FINISHED)
+        state = handle.finish(120)
+    assert "there is no user with ***" in state.message
+    for path in record.folder.iterdir():
+        assert "correct-horse-7" not in path.read_text(), path
 
 
 def test_user_and_password_reach_a_server(tmp_path: Path, server: str) -> None:
