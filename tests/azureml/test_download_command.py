@@ -47,7 +47,7 @@ def test_several_runs_have_a_folder_each(azureml: AzureML, project: Path) -> Non
         (["--run=x", "--fles_to_download=*"], 2, "--files_to_download"),
         (["--run=x", "stray"], 2, "stray"),
         (["--run=no_such_run"], 2, "has no run 'no_such_run'"),
-        (["--run=x", "--workspace_config_path=missing.json"], 1, "missing.json"),
+        (["--run=x", "--workspace_config_path=missing.json"], 2, "missing.json"),
     ],
 )
 def test_bad_input(

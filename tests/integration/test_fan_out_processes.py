@@ -158,7 +158,7 @@ def test_cancelling_a_job_cancels_its_trials(fan_outs: FanOuts) -> None:
     folder = FanOutFolder(handle.run_folder)
     wait_until(lambda: all((folder.trial_record(index) / "metrics.jsonl").exists() for index in (0, 1)))
     early = invoke([f"--rerun_failed={handle.run_id}"], folder=fan_outs.root)
-    assert (early.exit_code, f"Run {handle.run_id} is still running." in early.stderr) == (1, True)
+    assert (early.exit_code, f"Run {handle.run_id} is still running." in early.stderr) == (2, True)
     handle.cancel()
     assert handle.status() is RunStatus.CANCELLED
     assert not living_trials(folder)

@@ -53,7 +53,7 @@ def test_seeds_are_trials_that_equal_runs_alone(tmp_path: Path) -> None:
     status = himl(tmp_path, f"--status={folder.run_id}")
     assert (status.exit_code, "random_seed" in status.stdout) == (0, True)
     nothing = himl(tmp_path, f"--rerun_failed={folder.run_id}")
-    assert (nothing.exit_code, "No trial" in nothing.stderr) == (1, True)
+    assert (nothing.exit_code, "No trial" in nothing.stderr) == (2, True)
     assert "is no fan-out" in himl(tmp_path, f"--rerun_failed={alone.record.run_id}").stderr
 
     inference = himl(

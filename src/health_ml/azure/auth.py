@@ -68,13 +68,11 @@ def advice_on(method: AuthMethod | None) -> str:
 
     :param method: The only way of signing in that counts; None: any would do.
     """
+    if method is not None:
+        return _ADVICE[method]
     return (
-        _ADVICE[method]
-        if method
-        else (
-            "Run az login, or set AZURE_TENANT_ID, AZURE_CLIENT_ID and AZURE_CLIENT_SECRET of a service principal; "
-            "--auth=device_code or --auth=browser asks you to sign in."
-        )
+        "Run az login, or set AZURE_TENANT_ID, AZURE_CLIENT_ID and AZURE_CLIENT_SECRET of a service principal; "
+        "--auth=device_code or --auth=browser asks you to sign in."
     )
 
 

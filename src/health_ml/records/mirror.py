@@ -219,9 +219,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Mirrors the record of a run that standard input names.")
     parser.add_argument(_WITHOUT_MLFLOW, action="store_true", help="Do not load MLflow before it is needed.")
     arguments = parser.parse_args()
-    remember_secrets(process_environment())
     tell = _notices()
     step_aside()
+    remember_secrets(process_environment())
     if not arguments.without_mlflow:
         loader = threading.Thread(target=_load_gently, name="himl-mirror-loader")
         loader.start()
