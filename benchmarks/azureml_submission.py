@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import Row
+from benchmarks.snapshot import GITIGNORE
 from benchmarks.stand_in import StandIn, running_stand_in
 from health_ml.azure.account import AzureMLAccount
 from health_ml.azure.client import WorkspaceName
@@ -36,7 +37,9 @@ CONDA = "dependencies:\n- python=3.11\n- pip:\n  - torch==2.13.0\n"
 
 
 def write_files(folder: Path, count: int) -> None:
-    """Writes many small files of source code."""
+    """Writes many small files of source code, and an ignore file as every project has one."""
+    folder.mkdir()
+    (folder / ".gitignore").write_text(GITIGNORE)
     for number in range(count):
         part = folder / f"package_{number % 100:03}"
         part.mkdir(parents=True, exist_ok=True)

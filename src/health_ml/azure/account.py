@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from health_ml.azure.auth import ARM_SCOPE, CachingCredential, get_credential, quiet_library
 from health_ml.azure.client import WorkspaceName, azure_errors, connect
+from health_ml.azure.rest import ARM_ADDRESS, RestClient
 
 if TYPE_CHECKING:
     from azure.ai.ml import MLClient
@@ -42,6 +43,11 @@ class AzureMLAccount:
     def client(self) -> MLClient:
         """The client of the SDK."""
         return connect(self.workspace, environ=self._environ, credential=self.credential)
+
+    @cached_property
+    def rest(self) -> RestClient:
+        """The connection to Azure's resource manager for what the SDK cannot do."""
+        return RestClient(ARM_ADDRESS, self.credential)
 
     def warm_up(self) -> None:
         """Signs in, if that needs nobody, and loads the SDK: what takes longest of all that follows."""

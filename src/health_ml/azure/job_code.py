@@ -139,7 +139,7 @@ def job_code(snapshot: Snapshot, folder: Path, *, has_runner: bool, cache_folder
     :param cache_folder: Where hashes of files are remembered.
     :raises SnapshotError: If a file of the user has the name of one of ours.
     """
-    taken = [file.path for file in snapshot.files if file.path.startswith(f"{job_start.FOLDER}/")]
+    taken = [path for path, _, _, _ in snapshot.files if path.startswith(f"{job_start.FOLDER}/")]
     if taken:
         raise SnapshotError(
             f"The folder {job_start.FOLDER} belongs to himl-runner, and cannot travel with your code: {taken[0]}.",
@@ -147,7 +147,7 @@ def job_code(snapshot: Snapshot, folder: Path, *, has_runner: bool, cache_folder
         )
     package = Path(health_ml.__file__).parent
     runner = Snapshot(()) if has_runner else take_snapshot(package, cache_folder=cache_folder, heeds_git=False)
-    executables = [file.path for file in snapshot.files if file.mode == EXECUTABLE_MODE]
+    executables = [path for path, _, mode, _ in snapshot.files if mode == EXECUTABLE_MODE]
     own = {job_start.START_FILE: Path(job_start.__file__).read_bytes()}
     if executables:
         own[job_start.EXECUTABLES_FILE] = json.dumps(executables).encode()

@@ -242,7 +242,6 @@ class AzureMLBackend(Backend):
         """
         from health_ml.azure.code_upload import CodeUpload, memory_file
         from health_ml.azure.job_code import job_code
-        from health_ml.azure.rest import ARM_ADDRESS, RestClient
         from health_ml.azure.storage import permission_for
 
         snapshot, folder = self._code
@@ -251,15 +250,13 @@ class AzureMLBackend(Backend):
         environ = process_environment()
         arm_id = self._account.workspace.arm_id
         code = job_code(snapshot, folder, has_runner=has_runner, cache_folder=hash_cache_folder(environ))
-        with RestClient(ARM_ADDRESS, self._account.credential) as rest, ThreadPoolExecutor(1, "himl-code") as pool:
-            upload = CodeUpload(
-                rest,
-                arm_id,
-                memory_file=memory_file(user_cache_folder(environ) / UPLOAD_MEMORY_FOLDER, arm_id, folder),
-                source_signature=lambda address: (
-                    permission_for(self._account.client, DEFAULT_DATASTORE, address).signature
-                ),
-            )
+        upload = CodeUpload(
+            self._account.rest,
+            arm_id,
+            memory_file=memory_file(user_cache_folder(environ) / UPLOAD_MEMORY_FOLDER, arm_id, folder),
+            source_signature=lambda address: permission_for(self._account.client, DEFAULT_DATASTORE, address).signature,
+        )
+        with ThreadPoolExecutor(1, "himl-code") as pool:
             known = pool.submit(upload.find, code)
             yield lambda: known.result() or upload.send(code).code_id
 

@@ -30,7 +30,7 @@ def list_snapshot(command: CommandLine, *, start_directory: Path) -> str:
     listing = list_tree(start_directory, extra_patterns=own)
     check_size(listing.files, max_snapshot_mb=draft.config.max_snapshot_mb)
     listed = describe_snapshot(listing).rstrip()
-    files = [SnapshotFile(file.path, file.facts.st_size, 0, "") for file in listing.files]
+    files = [SnapshotFile(path, facts.st_size, 0, "") for path, facts in listing.files]
     secret = refused_files(find_secret_files(start_directory, files), allowed=draft.config.allow_secret_files)
     if not secret:
         return listed

@@ -75,13 +75,12 @@ def hash_files(folder: Path, files: Sequence[FoundFile], *, cache_folder: Path |
     hashed: list[SnapshotFile] = []
     fresh: list[FoundFile] = []
     unknown = ((-1, 0, 0, 0), "")
-    for file in files:
-        path, facts = file
+    for path, facts in files:
         key, sha256 = known.get(path, unknown)
-        if key == (facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, facts.st_ino):
+        if key == (facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, facts.st_ino):  # a call would take as long
             hashed.append(SnapshotFile(path, key[0], _mode_of(facts), sha256))
         else:
-            fresh.append(file)
+            fresh.append((path, facts))
     if not fresh and len(known) == len(hashed):
         return hashed
     remembered = {file.path: known[file.path] for file in hashed}
@@ -91,7 +90,7 @@ def hash_files(folder: Path, files: Sequence[FoundFile], *, cache_folder: Path |
             remembered[found.path] = (settled, found.sha256)
     if cache is not None and remembered != known:
         cache.save(remembered)
-    places = {file.path: place for place, file in enumerate(files)}
+    places = {path: place for place, (path, _) in enumerate(files)}
     return sorted(hashed, key=lambda file: places[file.path])
 
 
@@ -118,11 +117,11 @@ def _hash_fresh(folder: Path, files: list[FoundFile]) -> Iterable[tuple[Snapshot
 def _hash_some(base: str, files: list[FoundFile], problems: list[str]) -> list[tuple[SnapshotFile, _Key | None]]:
     buffer = memoryview(bytearray(BLOCK_BYTES))
     found = []
-    for file in files:
+    for path, _ in files:
         try:
-            entry = _hash_one(base, file.path, buffer)
+            entry = _hash_one(base, path, buffer)
         except OSError as error:
-            problems.append(f"{shown_path(file.path)} ({error.strerror}).")
+            problems.append(f"{shown_path(path)} ({error.strerror}).")
             continue
         if entry is not None:
             found.append(entry)

@@ -12,11 +12,16 @@ from __future__ import annotations
 
 import re
 import string
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
 from pathlib import Path
+from typing import NamedTuple
 
 _GLOB_SPECIAL = frozenset("*?[\\")
+_SHORT_SET = re.compile(r"\[([^][!^\\-]{1,4})\]")
+"""A set of a few characters, without a range and anything else that needs care."""
 _ALL_BYTES = frozenset(map(chr, range(256)))
 _PRINTABLE = frozenset(map(chr, range(33, 127)))
 _POSIX_CLASSES = {
@@ -61,6 +66,17 @@ class IgnoreRule:
         return f"{self.source}:{self.line}: {self.pattern}" if self.line else f"{self.source}: {self.pattern}"
 
 
+class PlainForm(NamedTuple):
+    """Names without wildcards.
+
+    :param part: The part of a name that is given: "start", "end", or the "whole" name.
+    :param texts: What this part may be.
+    """
+
+    part: str
+    texts: tuple[str, ...]
+
+
 @dataclass(frozen=True)
 class Pattern:
     """One pattern, ready to be compared.
@@ -101,17 +117,21 @@ class Pattern:
             text=text[1:] if text.startswith("/") else text,
         )
 
-    @property
-    def literal(self) -> str | None:
-        """The name that the pattern stands for if it has no wildcard and is compared with names."""
-        return None if self.is_path or not self.text or _GLOB_SPECIAL & set(self.text) else self.text
-
-    @property
-    def suffix(self) -> str | None:
-        """The end of the names that the pattern stands for if it is one star and plain text."""
-        rest = self.text[1:]
-        is_suffix = not self.is_path and self.text.startswith("*") and rest and not _GLOB_SPECIAL & set(rest)
-        return rest if is_suffix else None
+    @cached_property
+    def plain_form(self) -> PlainForm | None:
+        """What the pattern stands for if it is compared with names and needs no regular expression, else None."""
+        if self.is_path or not self.text:
+            return None
+        parts = _SHORT_SET.split(self.text)  # text and set in turn
+        texts = [
+            "".join(choice) for choice in product(*([part] if i % 2 == 0 else part for i, part in enumerate(parts)))
+        ]
+        starts, ends = self.text.startswith("*"), self.text.endswith("*")
+        if len(self.text) > 1 and starts != ends:
+            texts = [text[1:] if starts else text[:-1] for text in texts]
+        if any(not text or _GLOB_SPECIAL & set(text) for text in texts):
+            return None
+        return PlainForm("end" if starts else "start" if ends else "whole", tuple(texts))
 
     def regular_expression(self) -> str | None:
         """Returns the regular expression of the pattern, or None if it can match nothing."""
@@ -137,16 +157,15 @@ class PatternList:
         compiled = [(pattern, pattern.regular_expression()) for pattern in patterns]
         self._patterns = [(pattern, re.compile(text, re.DOTALL)) for pattern, text in compiled if text is not None]
         self._patterns.reverse()
-        self._literals = {pattern.literal for pattern, _ in self._patterns if pattern.literal}
-        self._suffixes = tuple({pattern.suffix for pattern, _ in self._patterns if pattern.suffix})
-        plain = [(pattern, text.pattern) for pattern, text in self._patterns if not (pattern.literal or pattern.suffix)]
-        self._name_expression = _any_of(text for pattern, text in plain if not pattern.is_path)
-        self._path_expression = _any_of(text for pattern, text in plain if pattern.is_path)
-        paths = [pattern.text for pattern, _ in self._patterns if pattern.is_path]
-        # Without two stars, no wildcard stands for a slash: a pattern is as deep as what it matches. Brackets may hold
-        # a slash that matches nothing, and are too rare to be looked into.
-        is_fixed = not any("**" in text or "[" in text for text in paths)
-        self._path_depths = {text.count("/") for text in paths} if is_fixed else None
+        texts: dict[str, set[str]] = {"whole": set(), "start": set(), "end": set()}
+        for form in (pattern.plain_form for pattern, _ in self._patterns):
+            if form is not None:
+                texts[form.part].update(form.texts)
+        self._names, self._starts, self._ends = texts["whole"], tuple(texts["start"]), tuple(texts["end"])
+        others = [(pattern, text.pattern) for pattern, text in self._patterns if pattern.plain_form is None]
+        self._name_expression = _any_of(text for pattern, text in others if not pattern.is_path)
+        self._path_expression = _any_of(text for pattern, text in others if pattern.is_path)
+        self._folder_expression = _folders_of([pattern.text for pattern, _ in self._patterns if pattern.is_path])
 
     def __bool__(self) -> bool:
         return bool(self._patterns)
@@ -160,8 +179,9 @@ class PatternList:
         """
         # One combined look first: nearly every path matches nothing, and then this is all that happens.
         if (
-            name in self._literals
-            or name.endswith(self._suffixes)
+            name in self._names
+            or name.endswith(self._ends)
+            or name.startswith(self._starts)
             or (self._name_expression is not None and self._name_expression.fullmatch(name))
             or (self._path_expression is not None and self._path_expression.fullmatch(self._relative(path)))
         ):
@@ -174,10 +194,10 @@ class PatternList:
         :param names: What the folder holds, in the bytes view.
         :param folder: Path of the folder from the snapshot's folder, ending with a slash, or "", in the bytes view.
         """
-        is_deep_enough = self._path_depths is None or self._relative(folder).count("/") in self._path_depths
-        if self._path_expression is not None and is_deep_enough:
+        if self._folder_expression is None or self._folder_expression.fullmatch(self._relative(folder).rstrip("/")):
             return False
-        if not self._literals.isdisjoint(names) or [name for name in names if name.endswith(self._suffixes)]:
+        starts, ends = self._starts, self._ends
+        if not self._names.isdisjoint(names) or [1 for name in names if name.endswith(ends) or name.startswith(starts)]:
             return False
         return self._name_expression is None or not any(map(self._name_expression.fullmatch, names))
 
@@ -223,6 +243,18 @@ def _without_trailing_spaces(line: str) -> str:
 def _any_of(expressions: Iterable[str]) -> re.Pattern[str] | None:
     joined = "|".join(f"(?:{expression})" for expression in expressions)
     return re.compile(joined, re.DOTALL) if joined else None
+
+
+def _folders_of(paths: Sequence[str]) -> re.Pattern[str] | None:
+    """Returns the expression of the folders in which a path can be that one of the patterns matches, or None for any.
+
+    Without two stars, no wildcard stands for a slash. Brackets and backslashes may come before one that is none; they
+    are too rare to be looked into.
+    """
+    folders = {path.rpartition("/")[0] for path in paths}
+    if any(special in path for path in paths for special in ("**", "[", "\\")):
+        return None
+    return re.compile("|".join(f"(?:{_translate(folder)})" for folder in sorted(folders)) or "(?!)", re.DOTALL)
 
 
 def _translate(pattern: str) -> str:

@@ -41,7 +41,8 @@ class Snapshot:
         """Hash over all paths, modes and contents, in hexadecimal digits: equal if and only if the manifests are."""
         digest = hashlib.sha256(f"health_ml snapshot {MANIFEST_VERSION}\n".encode())
         # A path cannot hold a zero byte, so that no two manifests give the same text.
-        lines = [f"{sha256} {mode:o} {size} {path}\0" for path, size, mode, sha256 in self.files]
+        modes = {mode: f"{mode:o}" for mode in (PLAIN_MODE, EXECUTABLE_MODE)}
+        lines = [f"{sha256} {modes.get(mode, mode)} {size} {path}\0" for path, size, mode, sha256 in self.files]
         digest.update("".join(lines).encode("utf-8"))
         return digest.hexdigest()
 
@@ -138,7 +139,7 @@ def check_size(files: Iterable[FoundFile], *, max_snapshot_mb: float | None) -> 
     :raises SnapshotError: If they are larger than allowed.
     """
     files = list(files)
-    megabytes = sum(file.facts.st_size for file in files) / MEGABYTE
+    megabytes = sum(facts.st_size for _, facts in files) / MEGABYTE
     is_too_large = max_snapshot_mb is not None and megabytes > max_snapshot_mb
     if not is_too_large and megabytes <= WARN_ABOVE_MB:
         return
@@ -169,11 +170,11 @@ def heaviest_folders(files: Iterable[FoundFile], count: int = HEAVIEST_FOLDERS) 
 
 def describe_snapshot(listing: TreeListing) -> str:
     """Returns the text of ``--list_snapshot``: what travels with its size, and what does not with the rule."""
-    total = sum(file.facts.st_size for file in listing.files)
+    total = sum(facts.st_size for _, facts in listing.files)
     lines = [f"{_files_travel(len(listing.files))} ({_readable_size(total)}):"]
     lines += [
-        f"{file.facts.st_size:>14,} {'x' if file.facts.st_mode & 0o100 else ' '} {shown_path(file.path)}"
-        for file in listing.files
+        f"{facts.st_size:>14,} {'x' if facts.st_mode & 0o100 else ' '} {shown_path(path)}"
+        for path, facts in listing.files
     ]
     lines += ["", "Heaviest folders:"] if listing.files else []
     lines += [f"{_readable_size(size):>14}   {shown_path(path)}" for path, size in heaviest_folders(listing.files)]

@@ -16,16 +16,9 @@ from health_ml.planning.ignore import DEFAULT_SOURCE, FolderRules, IgnoreRules, 
 from health_ml.planning.ignore_patterns import IgnoreRule, bytes_view
 from health_ml.settings import AMLIGNORE_FILE
 
-
-class FoundFile(NamedTuple):
-    """A file that travels.
-
-    :param path: Path from the snapshot's folder, with slashes.
-    :param facts: What the file system says about it; for a link, about what it points to.
-    """
-
-    path: str
-    facts: os.stat_result
+FoundFile = tuple[str, os.stat_result]
+"""A file that travels: its path from the snapshot's folder, with slashes, and what the file system says about it; for a
+link, about what it points to. A plain tuple, because there may be very many."""
 
 
 class IgnoredPath(NamedTuple):
@@ -131,7 +124,7 @@ class _Walk:
         for name, entry in entries.items():
             try:
                 if entry.is_file(follow_symlinks=False):
-                    files.append(FoundFile(folder + name, entry.stat(follow_symlinks=False)))
+                    files.append((folder + name, entry.stat(follow_symlinks=False)))
                     continue
             except OSError:
                 pass  # it is gone, or cannot be read: that is for those who judge
@@ -176,7 +169,7 @@ class _Walk:
         elif not path.isascii() and not _is_utf8(path):
             self._problem(path, "has a name that is not UTF-8")
         else:
-            self._listing.files.append(FoundFile(path, facts))
+            self._listing.files.append((path, facts))
 
     def _follow(self, place: _Place, path: str, verdict: Verdict) -> None:
         """Adds what a link points to, or says why that cannot be."""

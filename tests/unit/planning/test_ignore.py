@@ -29,7 +29,7 @@ def make_tree(root: Path, files: dict[str, str]) -> None:
 
 
 def paths(listing: TreeListing) -> list[str]:
-    return [file.path for file in listing.files]
+    return [path for path, _ in listing.files]
 
 
 def ignored(listing: TreeListing) -> dict[str, str]:
