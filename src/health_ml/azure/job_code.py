@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import zipfile
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -139,10 +140,11 @@ def job_code(snapshot: Snapshot, folder: Path, *, has_runner: bool, cache_folder
     :param cache_folder: Where hashes of files are remembered.
     :raises SnapshotError: If a file of the user has the name of one of ours.
     """
-    taken = [path for path, _, _, _ in snapshot.files if path.startswith(f"{job_start.FOLDER}/")]
-    if taken:
+    first = bisect_left(snapshot.files, (f"{job_start.FOLDER}/",))
+    taken = snapshot.files[first].path if first < len(snapshot.files) else ""
+    if taken.startswith(f"{job_start.FOLDER}/"):
         raise SnapshotError(
-            f"The folder {job_start.FOLDER} belongs to himl-runner, and cannot travel with your code: {taken[0]}.",
+            f"The folder {job_start.FOLDER} belongs to himl-runner, and cannot travel with your code: {taken}.",
             "Remove it, or name it in .amlignore.",
         )
     package = Path(health_ml.__file__).parent
