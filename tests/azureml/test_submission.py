@@ -12,10 +12,12 @@ import pytest
 import yaml
 
 from health_ml.azure.job_body import DEFAULT_VARIABLES
+from health_ml.errors import EXIT_USAGE
 from health_ml.planning.plan import JobPlan
 from health_ml.testing import Invocation, invoke
 from tests.azureml.service import AzureML
 from tests.azureml.state import Job
+from tests.azureml.test_downloads import add_job
 
 CONTAINER = """
 import health_ml
@@ -263,6 +265,26 @@ def test_a_cluster_that_cannot_be_asked_for_ahead_is_asked_for_again(himl: Himl,
     submitted(himl(), azureml)
     asked = [request.status for request in azureml.received("GET", "*/computes/gpu")]
     assert asked[-2:] == [404, 200]
+
+
+def test_a_checkpoint_that_is_not_there_is_missed_before_the_job(himl: Himl, azureml: AzureML) -> None:
+    add_job(azureml, "ended_run", {"outputs/checkpoints/last.ckpt": b"x"}, status="Completed")
+    count = len(azureml.received("PUT", "*/jobs/*"))
+    for checkpoint, message in {
+        "ended_run:missing.ckpt": "has no file checkpoints/missing.ckpt; its status is Completed",
+        "no_run_of_that_name": "no run 'no_run_of_that_name'",
+    }.items():
+        refused = himl(f"--src_checkpoint={checkpoint}", "--resume_training")
+        assert refused.exit_code == EXIT_USAGE
+        assert message in refused.stderr
+    assert (
+        "Its checkpoints are ended_run:last.ckpt."
+        in himl("--src_checkpoint=ended_run:missing.ckpt", "--resume_training").stderr
+    )
+    assert len(azureml.received("PUT", "*/jobs/*")) == count
+    submitted(himl("--src_checkpoint=ended_run", "--resume_training"), azureml)
+    add_job(azureml, "running_run", {}, status="Running")
+    submitted(himl("--src_checkpoint=running_run", "--resume_training"), azureml)
 
 
 ODD = """ it's "odd": $HOME `id` \\ $(id) * ~ # ! {inputs.x} ${{inputs.INPUT_0}} {search_space.y} %41\ttab

@@ -59,14 +59,7 @@ class AzureMLCheckpoints:
                 run = history.run(run_id)
             except RunNotFoundError:
                 return None
-            tested = ""
-            if run.is_sweep and remote_path in (BEST_OF_FAN_OUT, f"{CHECKPOINT_FOLDER}/{BEST_CHECKPOINT}"):
-                run, remote_path = _best_of(history, run), f"{CHECKPOINT_FOLDER}/{LAST_CHECKPOINT}"
-                tested = tested_checkpoint(history, run)
-            artifacts = history.artifacts(run, f"{OUTPUTS_FOLDER}/")
-            artifact = _choose(artifacts, tested) or _choose(artifacts, remote_path)
-            if artifact is None:
-                raise _missing(history, run, artifacts, remote_path)
+            run, artifact = _find(history, run, remote_path)
             workspace = history.workspace
         digest = hashlib.sha256(workspace.lower().encode()).hexdigest()[:8]
         return self._download(artifact, self._cache_folder / f"{workspace.rpartition('/')[2]}-{digest}" / run.run_id)
@@ -108,6 +101,34 @@ def checkpoint_stores(
         return []
     credential = get_credential(environ=environ, auth=auth)
     return [AzureMLCheckpoints(lambda: RunHistory.of_workspace(workspace.arm_id, credential), cache_folder)]
+
+
+def check_checkpoint(history: RunHistory, run_id: str, remote_path: str) -> None:
+    """Raises an error unless a job finds the checkpoint of a run. A run that goes on may still write it.
+
+    :raises RunNotFoundError: If the workspace has no such run.
+    :raises CheckpointError: If the run has ended without the file, naming its checkpoints.
+    """
+    run = history.run(run_id)
+    try:
+        _find(history, run, remote_path)
+    except CheckpointError as error:
+        if run.run_status.is_final:
+            raise
+        logger.warning("%s The job fails if it has not written the file when the job starts.", error.message)
+
+
+def _find(history: RunHistory, run: RunFacts, remote_path: str) -> tuple[RunFacts, Artifact]:
+    """Returns the file that is meant, and the run that has it: of a search, that is its best trial."""
+    tested = ""
+    if run.is_sweep and remote_path in (BEST_OF_FAN_OUT, f"{CHECKPOINT_FOLDER}/{BEST_CHECKPOINT}"):
+        run, remote_path = _best_of(history, run), f"{CHECKPOINT_FOLDER}/{LAST_CHECKPOINT}"
+        tested = tested_checkpoint(history, run)
+    artifacts = history.artifacts(run, f"{OUTPUTS_FOLDER}/")
+    artifact = _choose(artifacts, tested) or _choose(artifacts, remote_path)
+    if artifact is None:
+        raise _missing(history, run, artifacts, remote_path)
+    return run, artifact
 
 
 def _best_of(history: RunHistory, search: RunFacts) -> RunFacts:

@@ -102,8 +102,14 @@ class CodeUpload:
         report.code_id = str(self._rest.send("PUT", path, {"properties": properties}, **query)["id"])
         self._remember(address, blobs)
         logger.info(
-            "Sent %d files (%.1f MB) of the code in %.1f s; %d are the same as last time.",
-            *(report.sent_blobs, report.sent_bytes / 1e6, time.monotonic() - start, report.copied_blobs),
+            "Sent %d %s of the code (%.1f MB) in %.1f s; %d from last time are used again.",
+            *(
+                report.sent_blobs,
+                "file" if report.sent_blobs == 1 else "files",
+                report.sent_bytes / 1e6,
+                time.monotonic() - start,
+                report.copied_blobs,
+            ),
         )
         return report
 

@@ -57,7 +57,7 @@ def check_compute(compute: Any, plan: JobPlan) -> None:
         problems.append(f"{name} cannot be used: its state is {compute.provisioning_state}.")
     if problems:
         what = f"{name} ({compute.type}{f', {compute.size}' if getattr(compute, 'size', None) else ''})"
-        raise PlanError(f"The job cannot run on {what}: {' '.join(problems)}", "Change these options.")
+        raise PlanError(f"The job cannot run on {what}: {' '.join(problems)}")
 
 
 def _idle_flags(kind: str, plan: JobPlan) -> list[str]:

@@ -15,6 +15,7 @@ from health_ml.azure.client import find_workspace
 from health_ml.azure.job_body import job_body
 from health_ml.azure.sweep_body import MAX_TRIALS
 from health_ml.backends.base import Backend, BackendContext, Request, RunHandle
+from health_ml.checkpoints.parser import CheckpointParser
 from health_ml.environment import environment_variables, process_environment
 from health_ml.errors import HimlError, OutputError, PlanError, WorkspaceError
 from health_ml.experiment_config import JOB_FLAGS
@@ -206,6 +207,7 @@ class AzureMLBackend(Backend):
         environment = environment_of(plan.software)
         with self._account.errors("The job cannot be submitted"):
             check_compute(self._compute(), plan)
+            self._check_checkpoint(plan)
             with self._code_of(plan, has_runner=environment.has_runner) as provide_code:
                 inputs = resolve_inputs(client, plan)
                 environment_id = register_environment(client, environment)
@@ -224,6 +226,19 @@ class AzureMLBackend(Backend):
         handle = AzureMLRunHandle(run_id, self._account, poll_seconds=self._poll_seconds)
         handle.status()
         return handle
+
+    def _check_checkpoint(self, plan: JobPlan) -> None:
+        """Looks for the run that the job starts from: otherwise the job would be the first to miss it."""
+        flag = "--src_checkpoint="
+        given = [argument.removeprefix(flag) for argument in plan.argv if argument.startswith(flag)]
+        checkpoint = CheckpointParser(given[-1] if given else "")
+        if not checkpoint.is_aml_run_id:
+            return
+        from health_ml.azure.checkpoints import check_checkpoint
+        from health_ml.azure.history import RunHistory
+
+        with RunHistory.of_client(self._account.client) as history:
+            check_checkpoint(history, checkpoint.run_id, checkpoint.remote_path)
 
     def _compute(self) -> Any:
         """Returns the cluster, after asking for it if nobody has done so yet."""
