@@ -18,6 +18,7 @@ from health_ml.backends.local_data import provide_datasets
 from health_ml.backends.run_facts import ProvenanceThread, RunDocument, current_attempt, run_facts, write_config
 from health_ml.backends.run_folder import create_run_paths
 from health_ml.backends.run_lock import run_lock
+from health_ml.backends.run_owner import check_run_folder
 from health_ml.deep_learning_config import RunPaths
 from health_ml.environment import RunEnvironment, environment_variables, process_environment, restored_environment
 from health_ml.errors import EXIT_FAILED, EXIT_USAGE, ContainerError, HimlError, exiting_with
@@ -81,6 +82,7 @@ def run_in_process(
     container.runner_mode = experiment_config.mode
     start_directory = environment.start_directory or project_root
     with exiting_with(EXIT_USAGE):
+        check_run_folder(experiment_config, container, environment=environment, start_directory=start_directory)
         provide_datasets(
             experiment_config,
             container,
