@@ -15,7 +15,7 @@ from pytorch_lightning import LightningModule
 
 from health_ml.checkpoints.parser import CheckpointParser
 from health_ml.environment import RunEnvironment
-from health_ml.errors import CheckpointError
+from health_ml.errors import EXIT_USAGE, ArgumentsError, CheckpointError
 from health_ml.experiment_config import DebugDDPOptions, RunnerMode
 from health_ml.records.reader import read_record
 from health_ml.records.record import RunStatus
@@ -263,6 +263,68 @@ def test_a_checkpoint_without_further_flags_is_handed_to_the_container(finished:
     result = run_container(container, tmp_path)
     assert set(container.content["state_dict"]) == {"layer.weight", "layer.bias"}
     assert epochs_of(result) == [0]
+
+
+def test_a_checkpoint_that_nobody_reads_is_refused(finished: RunResult, tmp_path: Path) -> None:
+    container = LineContainer(src_checkpoint=src(finished))
+    with pytest.raises(ArgumentsError, match=r"--resume_training .* or --run_inference_only") as caught:
+        run_container(container, tmp_path / "refused")
+    assert caught.value.exit_code == EXIT_USAGE
+    (run,) = (tmp_path / "refused" / "outputs").iterdir()
+    record = read_record(run)
+    assert (record.status.status, record.metrics) == (RunStatus.FAILED, [])
+    assert "does not read trained_weights_path" in record.status.message
+
+
+class LateContainer(LineContainer):
+    """Reads the checkpoint right before the training, or only if it is told to."""
+
+    is_reading = True
+
+    def before_training_on_all_ranks(self) -> None:
+        if self.is_reading:
+            self.content = torch.load(self.trained_weights_path, weights_only=True)
+
+
+def test_a_checkpoint_may_be_read_right_before_the_training(finished: RunResult, tmp_path: Path) -> None:
+    container = LateContainer(src_checkpoint=src(finished))
+    assert run_container(container, tmp_path).status is RunStatus.FINISHED
+    assert "state_dict" in container.content
+
+
+def test_a_container_that_decides_not_to_read_the_checkpoint_is_refused(finished: RunResult, tmp_path: Path) -> None:
+    container = LateContainer(src_checkpoint=src(finished))
+    container.is_reading = False
+    with pytest.raises(ArgumentsError, match="LateContainer does not read trained_weights_path") as caught:
+        run_container(container, tmp_path)
+    assert caught.value.exit_code == EXIT_USAGE
+
+
+class ParserContainer(LineContainer):
+    """Looks for the file itself."""
+
+    def setup(self) -> None:
+        self.source = str(self.src_checkpoint)
+
+
+def test_a_container_may_look_for_the_file_itself(finished: RunResult, tmp_path: Path) -> None:
+    container = ParserContainer(max_epochs=1, src_checkpoint=src(finished))
+    assert run_container(container, tmp_path).status is RunStatus.FINISHED
+
+
+def test_what_is_no_checkpoint_is_refused_before_the_run(tmp_path: Path) -> None:
+    (tmp_path / "model.py").write_text("print('hello')")
+    container = WeightsContainer(src_checkpoint=CheckpointParser(str(tmp_path / "model.py")))
+    with pytest.raises(CheckpointError, match=r"model\.py is not a checkpoint but a file that starts with") as caught:
+        run_container(container, tmp_path)
+    assert caught.value.exit_code == EXIT_USAGE
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_weights_alone_are_enough_for_a_container(tmp_path: Path) -> None:
+    torch.save({"state_dict": {"layer.weight": torch.ones(1), "layer.bias": torch.ones(1)}}, tmp_path / "weights.pt")
+    container = WeightsContainer(max_epochs=1, src_checkpoint=CheckpointParser(str(tmp_path / "weights.pt")))
+    assert run_container(container, tmp_path).status is RunStatus.FINISHED
 
 
 def test_a_relative_checkpoint_is_relative_to_where_the_user_is(finished: RunResult, tmp_path: Path) -> None:
