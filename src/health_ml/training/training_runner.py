@@ -249,10 +249,10 @@ class TrainingRunner(RunnerBase):
         last = written[-1]
         folder = recovery_folder(self.container.outputs_folder, node_rank=self.environment.node_rank)
         logger.warning(
-            f"An earlier attempt of this run has written checkpoints to {folder}, the last one ({last.get('name')}) in "
-            f"epoch {last.get('epoch')} at step {last.get('global_step')}, and there is none any more: this attempt "
-            f"starts {'where --src_checkpoint says' if self.container.resume_training else 'from the beginning'}. To "
-            "continue there instead, stop it, put one of the checkpoints back, and start it again."
+            f"An earlier attempt of this run has written checkpoints to {folder}, the last one in epoch "
+            f"{last.get('epoch')} at step {last.get('global_step')}, and there is none any more: this attempt starts "
+            f"{'where --src_checkpoint says' if self.container.resume_training else 'from the beginning'}. To continue "
+            "there instead, stop it, put one of the checkpoints back, and start it again."
         )
 
     def _as_last_checkpoint(self, recovered: Path) -> Path:
