@@ -68,15 +68,22 @@ class MirrorHandle:
         """
         begin = time.monotonic()
         end = begin + timeout_seconds
-        for _ in range(_LIVES):
+        for rest in reversed(range(_LIVES)):
             if self._process is None or self._end(self._process, end - time.monotonic(), silent_seconds):
+                break
+            if not (rest and self._folder.is_dir()):
                 break
             logger.info("The mirror did not live to see the end of the run: another one takes over.")
             self._process = self._restart()
             self._listener = _listen(self._process)
         self._process = None
         progress = MirrorProgress.load(self._folder)
-        if not progress.message:
+        if not self._folder.is_dir():
+            progress.message = (
+                f"MLflow lacks how the run ended, because {self._folder} is gone. Catch up with: himl-runner "
+                f"--sync={self._folder.parent.name} --output_to=<where the folder is now>"
+            )
+        elif not progress.message:
             progress.settings = self._settings.masked()
             progress.is_complete = False
             progress.trouble = progress.trouble or (
