@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import param
 import pytest
 import torch
-from pytorch_lightning import LightningModule
+from pytorch_lightning import LightningDataModule, LightningModule
 
 from health_ml.checkpoints.parser import CheckpointParser
 from health_ml.environment import RunEnvironment
@@ -201,9 +201,19 @@ def test_inference_only_reproduces_the_metrics(finished: RunResult, tmp_path: Pa
     assert list(result.paths.checkpoints.iterdir()) == []
 
 
-def test_eval_full_tests_only(finished: RunResult, tmp_path: Path) -> None:
-    result = run_container(LineContainer(src_checkpoint=src(finished)), tmp_path, mode=RunnerMode.EVAL_FULL)
+class EvaluatedContainer(LineContainer):
+    def get_eval_data_module(self) -> LightningDataModule:
+        return self.get_data_module()
+
+
+@pytest.mark.parametrize("container_class", [LineContainer, EvaluatedContainer])
+def test_eval_full_tests_only(
+    container_class: type[LineContainer], finished: RunResult, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    result = run_container(container_class(src_checkpoint=src(finished)), tmp_path, mode=RunnerMode.EVAL_FULL)
     assert result.metrics == {"test/loss": finished.metrics["test/loss"]}
+    is_told = "LineContainer does not override get_eval_data_module, so --mode=eval_full tests on" in caplog.text
+    assert is_told is (container_class is LineContainer)
 
 
 def test_resume_continues_at_the_next_epoch(finished: RunResult, tmp_path: Path) -> None:

@@ -206,6 +206,27 @@ def test_a_run_that_was_told_to_stop_does_not_wait_long(
     assert "503 Service Unavailable" in state.message
 
 
+def test_a_run_that_was_told_to_stop_is_not_held_up_by_a_server_that_stops_answering(tmp_path: Path) -> None:
+    """The mirror is in a request that takes longer than all that the run has."""
+    is_over, is_asked = threading.Event(), threading.Event()
+
+    def hang(handler: BaseHTTPRequestHandler, index: int) -> None:
+        is_asked.set()
+        is_over.wait(60)
+
+    with serving(hang) as server:
+        try:
+            with recording(tmp_path, status=RunStatus.PREEMPTED) as record:
+                handle = start(record, server.url)
+                assert is_asked.wait(30)
+            began = time.monotonic()
+            state = handle.finish(60)
+            assert 7 < time.monotonic() - began < 11
+        finally:
+            is_over.set()
+    assert "lacks how it ended" in state.message
+
+
 def test_a_mirror_that_was_killed_is_replaced_at_the_end(tmp_path: Path, store: str) -> None:
     with recording(tmp_path) as record:
         handle = start(record, store)
