@@ -30,6 +30,7 @@ class HimlError(Exception):
     """
 
     exit_code = EXIT_FAILED
+    is_exit_code_decided = False
 
     def __init__(self, message: str, hint: str = "", exit_code: int | None = None) -> None:
         super().__init__(message)
@@ -47,11 +48,16 @@ class HimlError(Exception):
 
 @contextmanager
 def exiting_with(exit_code: int) -> Iterator[None]:
-    """Gives every :class:`HimlError` in the body an exit code: only the caller knows whether something has started."""
+    """Gives every :class:`HimlError` in the body an exit code: only the caller knows whether something has started.
+
+    Of several callers, the nearest decides.
+    """
     try:
         yield
     except HimlError as error:
-        error.exit_code = exit_code
+        if not error.is_exit_code_decided:
+            error.exit_code = exit_code
+            error.is_exit_code_decided = True
         raise
 
 

@@ -48,7 +48,8 @@ class LightningContainer(WorkflowParams, DatasetParams, OutputParams, TrainerPar
         self._model_name = type(self).__name__
         self.num_nodes = 1
         self.runner_mode = RunnerMode.TRAIN
-        self.trained_weights_path: Path | None = None
+        self._trained_weights_path: Path | None = None
+        self._has_read_trained_weights_path = False
 
     # --- what a subclass has to say -----------------------------------------------------------------------------------
 
@@ -151,6 +152,21 @@ class LightningContainer(WorkflowParams, DatasetParams, OutputParams, TrainerPar
     # --- what the runner uses -----------------------------------------------------------------------------------------
 
     @property
+    def trained_weights_path(self) -> Path | None:
+        """The file that ``--src_checkpoint`` names, from :meth:`setup` on: take from it what you like."""
+        self._has_read_trained_weights_path = True
+        return self._trained_weights_path
+
+    @trained_weights_path.setter
+    def trained_weights_path(self, path: Path | None) -> None:
+        self._trained_weights_path = path
+
+    @property
+    def has_read_trained_weights_path(self) -> bool:
+        """True if somebody has asked for :attr:`trained_weights_path`, so that the file is not ignored."""
+        return self._has_read_trained_weights_path
+
+    @property
     def model(self) -> LightningModule:
         """The model, from :meth:`create_lightning_module` on.
 
@@ -193,6 +209,7 @@ class LightningContainer(WorkflowParams, DatasetParams, OutputParams, TrainerPar
     def __str__(self) -> str:
         """Returns one line per parameter and public attribute, with secrets masked: ``experiment_summary.txt``."""
         values = {name: getattr(self, name) for name in self.param.objects(instance=False) if name != "name"}
+        values["trained_weights_path"] = self._trained_weights_path
         attributes = {name: value for name, value in vars(self).items() if not name.startswith("_")}
         lines = [f"\t{name:40}: {_shown(name, value)}" for name, value in sorted({**values, **attributes}.items())]
         return "\n".join([f"Container {type(self).__name__}", *lines])

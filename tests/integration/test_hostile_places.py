@@ -144,7 +144,7 @@ def test_a_file_system_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     done = invoke([*UNTRACKED, "--output_to=/proc/self/results"], folder=tmp_path)
     assert done.exit_code == 2
     assert "Cannot write the results of the run to /proc/self/results" in done.stderr
-    assert "Choose a folder with --output_to" in done.stderr
+    assert "choose another folder with --output_to" in done.stderr
 
 
 def test_a_project_that_cannot_be_written_trains_elsewhere(tmp_path: Path) -> None:

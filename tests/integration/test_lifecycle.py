@@ -11,11 +11,11 @@ from typing import Any, ClassVar
 import param
 import pytest
 import torch
-from pytorch_lightning import LightningModule
+from pytorch_lightning import LightningDataModule, LightningModule
 
 from health_ml.checkpoints.parser import CheckpointParser
 from health_ml.environment import RunEnvironment
-from health_ml.errors import CheckpointError
+from health_ml.errors import EXIT_USAGE, ArgumentsError, CheckpointError
 from health_ml.experiment_config import DebugDDPOptions, RunnerMode
 from health_ml.records.reader import read_record
 from health_ml.records.record import RunStatus
@@ -201,9 +201,19 @@ def test_inference_only_reproduces_the_metrics(finished: RunResult, tmp_path: Pa
     assert list(result.paths.checkpoints.iterdir()) == []
 
 
-def test_eval_full_tests_only(finished: RunResult, tmp_path: Path) -> None:
-    result = run_container(LineContainer(src_checkpoint=src(finished)), tmp_path, mode=RunnerMode.EVAL_FULL)
+class EvaluatedContainer(LineContainer):
+    def get_eval_data_module(self) -> LightningDataModule:
+        return self.get_data_module()
+
+
+@pytest.mark.parametrize("container_class", [LineContainer, EvaluatedContainer])
+def test_eval_full_tests_only(
+    container_class: type[LineContainer], finished: RunResult, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    result = run_container(container_class(src_checkpoint=src(finished)), tmp_path, mode=RunnerMode.EVAL_FULL)
     assert result.metrics == {"test/loss": finished.metrics["test/loss"]}
+    is_told = "LineContainer does not override get_eval_data_module, so --mode=eval_full tests on" in caplog.text
+    assert is_told is (container_class is LineContainer)
 
 
 def test_resume_continues_at_the_next_epoch(finished: RunResult, tmp_path: Path) -> None:
@@ -263,6 +273,68 @@ def test_a_checkpoint_without_further_flags_is_handed_to_the_container(finished:
     result = run_container(container, tmp_path)
     assert set(container.content["state_dict"]) == {"layer.weight", "layer.bias"}
     assert epochs_of(result) == [0]
+
+
+def test_a_checkpoint_that_nobody_reads_is_refused(finished: RunResult, tmp_path: Path) -> None:
+    container = LineContainer(src_checkpoint=src(finished))
+    with pytest.raises(ArgumentsError, match=r"--resume_training .* or --run_inference_only") as caught:
+        run_container(container, tmp_path / "refused")
+    assert caught.value.exit_code == EXIT_USAGE
+    (run,) = (tmp_path / "refused" / "outputs").iterdir()
+    record = read_record(run)
+    assert (record.status.status, record.metrics) == (RunStatus.FAILED, [])
+    assert "does not read trained_weights_path" in record.status.message
+
+
+class LateContainer(LineContainer):
+    """Reads the checkpoint right before the training, or only if it is told to."""
+
+    is_reading = True
+
+    def before_training_on_all_ranks(self) -> None:
+        if self.is_reading:
+            self.content = torch.load(self.trained_weights_path, weights_only=True)
+
+
+def test_a_checkpoint_may_be_read_right_before_the_training(finished: RunResult, tmp_path: Path) -> None:
+    container = LateContainer(src_checkpoint=src(finished))
+    assert run_container(container, tmp_path).status is RunStatus.FINISHED
+    assert "state_dict" in container.content
+
+
+def test_a_container_that_decides_not_to_read_the_checkpoint_is_refused(finished: RunResult, tmp_path: Path) -> None:
+    container = LateContainer(src_checkpoint=src(finished))
+    container.is_reading = False
+    with pytest.raises(ArgumentsError, match="LateContainer does not read trained_weights_path") as caught:
+        run_container(container, tmp_path)
+    assert caught.value.exit_code == EXIT_USAGE
+
+
+class ParserContainer(LineContainer):
+    """Looks for the file itself."""
+
+    def setup(self) -> None:
+        self.source = str(self.src_checkpoint)
+
+
+def test_a_container_may_look_for_the_file_itself(finished: RunResult, tmp_path: Path) -> None:
+    container = ParserContainer(max_epochs=1, src_checkpoint=src(finished))
+    assert run_container(container, tmp_path).status is RunStatus.FINISHED
+
+
+def test_what_is_no_checkpoint_is_refused_before_the_run(tmp_path: Path) -> None:
+    (tmp_path / "model.py").write_text("print('hello')")
+    container = WeightsContainer(src_checkpoint=CheckpointParser(str(tmp_path / "model.py")))
+    with pytest.raises(CheckpointError, match=r"model\.py is not a checkpoint but a file that starts with") as caught:
+        run_container(container, tmp_path)
+    assert caught.value.exit_code == EXIT_USAGE
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_weights_alone_are_enough_for_a_container(tmp_path: Path) -> None:
+    torch.save({"state_dict": {"layer.weight": torch.ones(1), "layer.bias": torch.ones(1)}}, tmp_path / "weights.pt")
+    container = WeightsContainer(max_epochs=1, src_checkpoint=CheckpointParser(str(tmp_path / "weights.pt")))
+    assert run_container(container, tmp_path).status is RunStatus.FINISHED
 
 
 def test_a_relative_checkpoint_is_relative_to_where_the_user_is(finished: RunResult, tmp_path: Path) -> None:

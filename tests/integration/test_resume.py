@@ -30,6 +30,19 @@ def test_resumed_run(uninterrupted: Invocation, tmp_path: Path) -> None:
     assert second.metrics == uninterrupted.metrics
 
 
+def test_a_restart_without_the_checkpoints_says_that_it_starts_from_the_beginning(tmp_path: Path) -> None:
+    environment = {ENV_RUN_FOLDER: "outputs/job"}
+    first = run(tmp_path, "--max_epochs=1", environment=environment)
+    assert "An earlier attempt" not in first.stdout + first.stderr
+    folder = tmp_path / "outputs" / "job" / "checkpoints"
+    for checkpoint in folder.iterdir():
+        checkpoint.unlink()
+    again = run(tmp_path, "--max_epochs=1", environment=environment)
+    expected = f"has written checkpoints to {folder}, the last one in epoch 0 at step 8, and there is none"
+    assert expected in again.stdout + again.stderr
+    assert "this attempt starts from the beginning" in again.stdout + again.stderr
+
+
 def test_restarted_run(uninterrupted: Invocation, tmp_path: Path) -> None:
     environment = {ENV_RUN_FOLDER: "outputs/job"}
     run(tmp_path, "--max_epochs=3", environment=environment)

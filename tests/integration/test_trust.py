@@ -232,9 +232,10 @@ class GrowingModel(LineModel):
 
 class GrowingContainer(LineContainer):
     own_callbacks: Any = ()
+    model_class: type[LightningModule] = GrowingModel
 
     def create_model(self) -> LightningModule:
-        return GrowingModel()
+        return self.model_class()
 
     def get_callbacks(self) -> Any:
         return list(self.own_callbacks)
@@ -260,9 +261,9 @@ def test_a_disk_that_becomes_full_stops_the_run_and_keeps_the_previous_checkpoin
     for path in (run / "checkpoints").iterdir():
         verify(path)
         assert torch.load(path, weights_only=True)["epoch"] == 0
-    again = run_container(
-        LineContainer(max_epochs=2), tmp_path, environment=RunEnvironment(run_folder=run, run_id=run.name)
-    )
+    small = GrowingContainer(max_epochs=2)
+    small.model_class = LineModel
+    again = run_container(small, tmp_path, environment=RunEnvironment(run_folder=run, run_id=run.name))
     assert again.status is RunStatus.FINISHED
 
 

@@ -15,7 +15,7 @@ from health_ml.lightning_container import LightningContainer
 from health_ml.records.tracking import resolve_tracking_uri
 from health_ml.training.regression import check_expected_folder
 from health_ml.training.stores import stores_for
-from health_ml.training.weights import check_epochs_left, examine_checkpoint, is_trusted
+from health_ml.training.weights import check_epochs_left, check_weights, examine_checkpoint, is_trusted
 
 
 def check_before_start(
@@ -106,6 +106,8 @@ def _check_checkpoint(
         checkpoint = examine_checkpoint(path, is_trusted=is_trusted(path, container))
         if not is_evaluated:
             check_epochs_left(checkpoint, container)
+    else:
+        check_weights(path)
 
 
 def _resolve_regression_folder(container: LightningContainer, start_directory: Path) -> None:

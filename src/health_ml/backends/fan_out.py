@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import fcntl
 import logging
-import os
 import shlex
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 from health_ml.backends.fan_out_resources import Slots, share_out
 from health_ml.backends.fan_out_results import make_report, write_results
@@ -190,7 +187,7 @@ class _FanOut:
     def execute(self, warm: WarmProcesses, *, is_rerunning_failed: bool) -> FanOutResult:
         """Runs, closes the record with what really happened, and returns it."""
         guard = SignalGuard(on_forced_exit=self._note_forced_exit)
-        with _handling_signals(guard), guard.deferring():
+        with guard.installed(), guard.deferring():
             document = RunDocument(self.record, self._facts())
             code = self.place.start_directory if self.place.start_directory == self.place.project_root else None
             provenance = ProvenanceThread(self.record, document, code).start()
@@ -338,22 +335,3 @@ def _fan_out_lock(folder: FanOutFolder) -> Iterator[None]:
         file.truncate(0)
         write_owner(file.fileno(), process_identity())
         yield
-
-
-@contextmanager
-def _handling_signals(guard: SignalGuard) -> Iterator[None]:
-    """Remembers SIGINT and SIGTERM, and takes the end of the terminal for a SIGTERM, because the trials survive it."""
-    is_main = threading.current_thread() is threading.main_thread()
-    has_default = is_main and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
-    with guard.installed():
-        if has_default:
-            signal.signal(signal.SIGHUP, _terminate)
-        try:
-            yield
-        finally:
-            if has_default:
-                signal.signal(signal.SIGHUP, signal.SIG_DFL)
-
-
-def _terminate(number: int, frame: FrameType | None) -> None:
-    os.kill(os.getpid(), signal.SIGTERM)

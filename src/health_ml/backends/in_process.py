@@ -18,9 +18,10 @@ from health_ml.backends.local_data import provide_datasets
 from health_ml.backends.run_facts import ProvenanceThread, RunDocument, current_attempt, run_facts, write_config
 from health_ml.backends.run_folder import create_run_paths, own_checkpoints
 from health_ml.backends.run_lock import run_lock
+from health_ml.backends.run_owner import check_run_folder
 from health_ml.deep_learning_config import RunPaths
 from health_ml.environment import RunEnvironment, environment_variables, process_environment, restored_environment
-from health_ml.errors import EXIT_FAILED, EXIT_USAGE, ContainerError, HimlError, exiting_with
+from health_ml.errors import EXIT_FAILED, EXIT_USAGE, ContainerError, HimlError, OutputError, exiting_with
 from health_ml.experiment_config import DebugDDPOptions, ExperimentConfig, RunnerMode
 from health_ml.lightning_container import LightningContainer
 from health_ml.planning.dataset_inputs import input_variables, output_folders
@@ -81,6 +82,7 @@ def run_in_process(
     container.runner_mode = experiment_config.mode
     start_directory = environment.start_directory or project_root
     with exiting_with(EXIT_USAGE):
+        check_run_folder(experiment_config, container, environment=environment, start_directory=start_directory)
         provide_datasets(
             experiment_config,
             container,
@@ -356,9 +358,27 @@ class _RecordedRun:
         self._guard.start_deferring()
         if self._provenance is not None:
             self._provenance.join()
-        if self._document is not None:
-            self._document.update({"ended": time.time(), "checkpoint": self._in_run_folder(checkpoint)})
-        self._record.set_status(status, message)
+        error = self._note_end(checkpoint)
+        is_incomplete = error is not None and status is RunStatus.FINISHED
+        self._record.set_status(RunStatus.FAILED if is_incomplete else status, str(error) if is_incomplete else message)
+        messages = self._finish_mirror()
+        if error is None:
+            return messages
+        if is_incomplete:
+            raise error
+        return (*messages, str(error))
+
+    def _note_end(self, checkpoint: Path | None) -> OutputError | None:
+        """Writes when and with which checkpoint the run has ended; how it ended is to be written even if that fails."""
+        try:
+            if self._document is not None:
+                self._document.update({"ended": time.time(), "checkpoint": self._in_run_folder(checkpoint)})
+        except OutputError as error:
+            return error
+        return None
+
+    def _finish_mirror(self) -> tuple[str, ...]:
+        """Lets the mirror catch up; returns what to tell the user."""
         if self._mirror is None:
             return ()
         in_job = {"silent_seconds": MIRROR_SECONDS_IN_JOB} if self._run.job else {}

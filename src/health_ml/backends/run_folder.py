@@ -36,7 +36,9 @@ def create_run_paths(
     except OSError as error:
         if paths is not None and environment.run_folder is None and not environment.is_in_azureml:
             shutil.rmtree(paths.outputs, ignore_errors=True)  # made just now, and of no use
-        raise _cannot_write(error, output_to or project_root / OUTPUTS_FOLDER) from error
+        is_fixed = environment.run_folder is not None
+        place = paths.outputs if paths is not None else output_to or project_root / OUTPUTS_FOLDER
+        raise _cannot_write(error, place, flag=ENV_RUN_FOLDER if is_fixed else "--output_to") from error
     return paths
 
 
@@ -74,10 +76,10 @@ def new_run_folder(parent: Path, model_name: str) -> Path:
         raise _cannot_write(error, parent) from error
 
 
-def _cannot_write(error: OSError, place: Path) -> OutputError:
+def _cannot_write(error: OSError, place: Path, *, flag: str = "--output_to") -> OutputError:
     return OutputError(
         f"Cannot write the results of the run to {error.filename or place}: {error.strerror or error}.",
-        "Choose a folder with --output_to, check its permissions, or free some space.",
+        f"Free some space there, check the permissions, or choose another folder with {flag}.",
     )
 
 

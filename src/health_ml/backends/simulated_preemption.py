@@ -32,8 +32,7 @@ from health_ml.settings import (
     RECORD_FOLDER,
     RECORD_PREEMPTION_DOCUMENT,
 )
-
-_FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+from health_ml.training.signals import HANDLED_SIGNALS, is_left_to_others
 
 Write = Callable[[str], object]
 
@@ -145,7 +144,8 @@ class InterruptedRun:
     @contextmanager
     def _forwarding(self) -> Iterator[None]:
         """Hands the signals that ask for the end of the run on to its process."""
-        before = {number: signal.signal(number, self._forward) for number in _FORWARDED}
+        mine = [number for number in HANDLED_SIGNALS if not is_left_to_others(number)]
+        before = {number: signal.signal(number, self._forward) for number in mine}
         try:
             yield
         finally:

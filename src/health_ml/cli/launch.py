@@ -47,10 +47,12 @@ def launch(
 def _interrupt(parsed: ParsedCommand, place: Place, *, environment: RunEnvironment, write: Write) -> int:
     from health_ml.backends.checks import check_before_start  # imports Lightning, as the model does
     from health_ml.backends.run_folder import new_run_folder, own_checkpoints
+    from health_ml.backends.run_owner import check_run_folder
     from health_ml.backends.simulated_preemption import InterruptedRun
 
     container, config = parsed.container, parsed.experiment_config
     with exiting_with(EXIT_USAGE):
+        check_run_folder(config, container, environment=environment, start_directory=place.start_directory)
         check_before_start(
             config,
             container,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import gc
-import io
 import os
 import signal
 import sys
@@ -14,6 +13,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 
+from health_ml.cli.streams import use_lasting_streams
 from health_ml.errors import EXIT_FAILED, EXIT_SIGNAL_BASE, ArgumentsError, HimlError, OutputError, TerminatedError
 from health_ml.settings import ENV_FULL_ERROR
 
@@ -43,9 +43,7 @@ def run_guarded(program: Program, argv: Sequence[str] | None) -> int:
 
 def end_process_with(main: Callable[[], int]) -> None:
     """Runs the program of this process, and ends the process with its exit code."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # names of files may hold what the terminal cannot show
-            stream.reconfigure(errors="backslashreplace")
+    use_lasting_streams()
     code = main()
     gc.freeze()  # at its end, the interpreter would search all that was imported for something to free
     try:

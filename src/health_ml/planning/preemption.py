@@ -9,6 +9,8 @@ from health_ml.errors import ArgumentsError
 
 MOMENTS = {"step": 1, "epoch": 0, "seconds": 0}
 """What a moment is counted in, with the smallest number."""
+_LATEST = 10**9
+"""No run lasts so long, in whatever unit; timers and formats of numbers end not far behind."""
 NOT_INTERRUPTED = "none"
 """Stands for no interruption, in the environment of a process that continues after one."""
 SIGNALS = ("TERM", "KILL", "INT", "USR1")
@@ -75,8 +77,9 @@ def _number(text: str, unit: str, value: str) -> float:
         number = float(value) if unit == "seconds" else int(value)
     except ValueError:
         raise _error(text, f"{value!r} is no number of {unit}{'' if unit == 'seconds' else 's'}") from None
-    if not MOMENTS[unit] <= number < float("inf"):
-        raise _error(text, f"{unit}s start at {MOMENTS[unit]}".replace("secondss", "seconds"))
+    if not MOMENTS[unit] <= number <= _LATEST:
+        name = unit if unit == "seconds" else f"{unit}s"
+        raise _error(text, f"{name} go from {MOMENTS[unit]} to {_LATEST}")
     return number
 
 

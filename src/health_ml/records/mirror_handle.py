@@ -28,8 +28,8 @@ _LIVES = 2
 _QUIET_SECONDS = 5.0
 """How long the end of a run waits without saying what for."""
 _STOPPED = (RunStatus.PREEMPTED, RunStatus.CANCELLED)
-_SECONDS_OF_STOPPED = 10.0
-"""A run that was told to stop has little time: the mirror can be caught up later."""
+_SECONDS_OF_STOPPED = 9.0
+"""A run that was told to stop has little time, ten seconds for all that it does: the mirror can be caught up later."""
 
 
 class MirrorHandle:
@@ -68,15 +68,22 @@ class MirrorHandle:
         """
         begin = time.monotonic()
         end = begin + timeout_seconds
-        for _ in range(_LIVES):
+        for rest in reversed(range(_LIVES)):
             if self._process is None or self._end(self._process, end - time.monotonic(), silent_seconds):
+                break
+            if not (rest and self._folder.is_dir()):
                 break
             logger.info("The mirror did not live to see the end of the run: another one takes over.")
             self._process = self._restart()
             self._listener = _listen(self._process)
         self._process = None
         progress = MirrorProgress.load(self._folder)
-        if not progress.message:
+        if not self._folder.is_dir():
+            progress.message = (
+                f"MLflow lacks how the run ended, because {self._folder} is gone. Catch up with: himl-runner "
+                f"--sync={self._folder.parent.name} --output_to=<where the folder is now>"
+            )
+        elif not progress.message:
             progress.settings = self._settings.masked()
             progress.is_complete = False
             progress.trouble = progress.trouble or (
@@ -95,20 +102,22 @@ class MirrorHandle:
 
     def _wait(self, process: subprocess.Popen[bytes], timeout_seconds: float, silent_seconds: float) -> bool:
         """Returns True if the mirror has ended by itself."""
+        stop_seconds = _STOP_SECONDS
         if read_status(self._folder).status in _STOPPED:
-            timeout_seconds = min(timeout_seconds, _SECONDS_OF_STOPPED)
+            timeout_seconds, stop_seconds = min(timeout_seconds, _SECONDS_OF_STOPPED), _STOP_SECONDS_OF_SILENT
+        rest_seconds = max(0.0, timeout_seconds - stop_seconds)
         progress = MirrorProgress.load(self._folder)
         if progress.trouble and not progress.has_answered:
             return wait_or_stop(process, min(timeout_seconds, silent_seconds), stop_seconds=_STOP_SECONDS_OF_SILENT)
         with suppress(subprocess.TimeoutExpired):
-            process.wait(max(0.0, min(timeout_seconds, _QUIET_SECONDS)))
+            process.wait(min(rest_seconds, _QUIET_SECONDS))
             return True
         if timeout_seconds > _QUIET_SECONDS:
             logger.info(
                 f"Waiting until MLflow at {self._settings.masked()['tracking_uri']} has everything, for "
                 f"{timeout_seconds:.0f} seconds at most. The record is complete already."
             )
-        return wait_or_stop(process, timeout_seconds - _QUIET_SECONDS)
+        return wait_or_stop(process, rest_seconds - _QUIET_SECONDS, stop_seconds=stop_seconds)
 
 
 def _listen(process: subprocess.Popen[bytes] | None) -> threading.Thread | None:

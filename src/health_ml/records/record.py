@@ -80,6 +80,7 @@ class RunRecord:
         self.attempt = attempt
         self._descriptors: dict[str, int] = {}
         self._torn: set[str] = set()
+        self._prefix = os.path.join(folder, "")
         self._names: dict[str, str] = {}
         self._first_position = self.metrics_position
 
@@ -230,6 +231,8 @@ class RunRecord:
             descriptor = self._descriptors.get(file_name)
             if descriptor is None:
                 descriptor = self._descriptors[file_name] = self._open(file_name)
+            elif file_name != RECORD_STATUS_FILE:  # which is to follow the folder wherever it goes
+                os.stat(self._prefix + file_name)  # an open file takes everything, also when nobody finds it any more
             if file_name in self._torn:
                 data = b"\n" + data
             while (written := os.write(descriptor, data)) < len(data):
@@ -276,7 +279,17 @@ def _ends_in_half_a_line(path: Path) -> bool:
 
 
 def _cannot_write(path: Path, error: OSError) -> OutputError:
+    if isinstance(error, FileNotFoundError):
+        return moved_error(path)
     return OutputError(
         f"Cannot write {path}: {error.strerror or error}.",
-        "Free some space, check the permissions, or choose another folder with --output_to.",
+        "Free some space, check the permissions, or choose another folder.",
+    )
+
+
+def moved_error(path: Path) -> OutputError:
+    """Returns what to say of a file of a run that should be there and is not."""
+    return OutputError(
+        f"{path} is gone: the folder of the run was moved or deleted while the run was going on.",
+        "Leave it where it is until the run has ended. What was written until then went with it.",
     )

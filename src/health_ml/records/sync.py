@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
 from health_ml.environment import environment_variables, process_environment
-from health_ml.errors import ArgumentsError, BackendError
+from health_ml.errors import ArgumentsError, BackendError, OutputError
 from health_ml.planning.fan_out_folder import FanOutFolder
 from health_ml.planning.secrets import MASK, mask_text
 from health_ml.records.fan_out_mirror import FanOutMirror, trial_settings
@@ -30,6 +31,7 @@ def sync(record_folder: Path, *, tracking_uri: str = "", project_root: Path | No
     :raises RunNotFoundError: If there is no record.
     :raises BackendError: If the mirror of the run is still at work.
     :raises ArgumentsError: If the address of the store contained a password, which the record does not keep.
+    :raises OutputError: If the folder of the record cannot be written: it says how far the mirrors are.
     """
     if tracking_uri.strip().lower() == NO_TRACKING:
         raise ArgumentsError(
@@ -38,6 +40,17 @@ def sync(record_folder: Path, *, tracking_uri: str = "", project_root: Path | No
         )
     folder = read_record(record_folder).folder.absolute()
     settings, credentials = _settings(folder, tracking_uri, project_root or Path.cwd())
+    try:
+        return _sync(folder, settings, credentials)
+    except OSError as error:
+        raise OutputError(
+            f"Cannot note how far the run is carried over: {error.filename or folder}: {error.strerror or error}.",
+            f"Make {folder.parent} writable, or copy it to where you can write and give --output_to=<parent of the "
+            "copy>.",
+        ) from error
+
+
+def _sync(folder: Path, settings: MirrorSettings, credentials: Mapping[str, str]) -> MirrorState:
     with mirror_lock(folder) as is_mine:
         if not is_mine:
             raise BackendError(

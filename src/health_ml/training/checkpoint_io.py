@@ -17,6 +17,7 @@ from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 
 from health_ml.checkpoints.signature import sign
 from health_ml.errors import OutputError
+from health_ml.records.record import moved_error
 from health_ml.settings import RECORD_CHECKPOINTS_FILE
 from health_ml.training.plain_values import harmless_classes, with_plain_hyperparameters
 
@@ -73,6 +74,8 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path, *, record: RunRecor
         if record is not None:
             _note(checkpoint, path, file, record)
 
+    if record is not None and not record.folder.is_dir():  # never the beginning of another run folder
+        raise moved_error(record.folder)
     _write(path, lambda file: torch.save(checkpoint, file), note)
 
 
@@ -110,7 +113,7 @@ def _write(path: Path, write: Callable[[BinaryIO], None], note: Callable[[Path],
             raise
         raise OutputError(
             f"Cannot write the checkpoint {path}: {cause}. {_what_is_left(path)}",
-            "Free some space, check the permissions, or choose another folder with --output_to.",
+            "Free some space, check the permissions, or choose another folder.",
         ) from error
 
 

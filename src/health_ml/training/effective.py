@@ -1,4 +1,4 @@
-"""Refuses optimizer flags that the model, once it exists, turns out not to heed."""
+"""Refuses flags that the model, once it exists, turns out not to heed."""
 
 from __future__ import annotations
 
@@ -61,6 +61,26 @@ def check_effective(container: LightningContainer, sources: Mapping[str, str]) -
             f"{type(container).__name__} reads {'it' if len(typed) == 1 else 'them'}.",
             "Leave out these flags, or derive the model from LightningModuleWithOptimizer.",
         )
+
+
+def check_checkpoint_is_read(container: LightningContainer, *, may_be_read_later: bool) -> None:
+    """Raises if ``--src_checkpoint`` names a file that nobody reads: it was to be continued from, or tested.
+
+    :param container: A container whose model has been created, with a checkpoint that the runner does not load.
+    :param may_be_read_later: True as long as methods of the container are still to be called.
+    :raises ArgumentsError: If neither the container nor its model has read the file, or can be expected to.
+    """
+    if container.has_read_trained_weights_path:
+        return
+    classes = (type(container), type(container.model)) if may_be_read_later else (type(container.model),)
+    if "src_checkpoint" in _mentioned_names((type(container),)) or "trained_weights_path" in _mentioned_names(classes):
+        return
+    raise ArgumentsError(
+        f"--src_checkpoint={container.src_checkpoint} would have no effect: {type(container).__name__} does not read "
+        "trained_weights_path, and the training would start from the beginning.",
+        "Add --resume_training to continue that training, or --run_inference_only to test the checkpoint; or leave it "
+        "out.",
+    )
 
 
 def _unheeded(container: LightningContainer, typed: Iterable[str]) -> Iterator[str]:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+
 from health_ml.environment import restored_environment
 from health_ml.errors import ContainerError
+from health_ml.lightning_container import LightningContainer
 from health_ml.training.result import RunOutcome
 from health_ml.training.runner_base import RunnerBase
+
+logger = logging.getLogger(__name__)
 
 
 class EvalRunner(RunnerBase):
@@ -19,6 +24,11 @@ class EvalRunner(RunnerBase):
             raise ContainerError(
                 f"--mode=eval_full tests the model, but {type(self.container.model).__name__} has no test_step.",
                 "Override test_step in the model.",
+            )
+        if type(self.container).get_eval_data_module is LightningContainer.get_eval_data_module:
+            logger.warning(
+                f"{type(self.container).__name__} does not override get_eval_data_module, so --mode=eval_full tests on "
+                "the ordinary test data, those of get_data_module."
             )
         self.write_summary()
         with restored_environment():

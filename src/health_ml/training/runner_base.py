@@ -93,9 +93,13 @@ class RunnerBase:
         with user_code(self.container, "create_model", "It has to return a LightningModule."):
             self.container.create_lightning_module()
         self.on_model_created()
+        self.check_model()
 
     def check_before_model(self) -> None:
         """Checks what can be checked before the user's code runs for long."""
+
+    def check_model(self) -> None:
+        """Checks what can be checked as soon as there is a model."""
 
     def write_summary(self) -> None:
         """Writes every parameter of the container to ``experiment_summary.txt``."""

@@ -1,4 +1,4 @@
-"""Ends a run in an orderly way when it is asked to stop: SIGTERM and SIGUSR1 (preemption) and SIGINT (Ctrl-C).
+"""Ends a run in an orderly way when it is asked to stop: SIGTERM and SIGUSR1 (preemption), SIGINT (Ctrl-C) and SIGHUP.
 
 The first signal lets the current batch finish, so that a checkpoint can be written at its end; outside the training
 loop, where there is nothing to save, it ends the run right where it is. A second signal exits at once.
@@ -19,8 +19,11 @@ from health_ml.records.record import RunStatus
 
 logger = logging.getLogger(__name__)
 
-HANDLED_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-"""SIGUSR1 is what batch systems send some time before they take the machine back; SIGTERM follows."""
+HANDLED_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
+"""SIGUSR1 is what batch systems send some time before they take the machine back; SIGTERM follows. SIGHUP comes when
+the terminal is closed."""
+_LEFT_TO_OTHERS = (signal.SIGUSR1, signal.SIGHUP)
+"""Signals that stay as they are where somebody has decided what they do: nohup lets SIGHUP be ignored."""
 
 
 class RunInterrupted(BaseException):
@@ -72,7 +75,7 @@ class SignalGuard:
         if threading.current_thread() is not threading.main_thread():
             yield self
             return
-        mine = [number for number in HANDLED_SIGNALS if not _is_users(number)]
+        mine = [number for number in HANDLED_SIGNALS if not is_left_to_others(number)]
         before = {number: signal.signal(number, self._handle) for number in mine}
         try:
             yield self
@@ -108,6 +111,8 @@ class SignalGuard:
         if self._received is not None and number == signal.SIGTERM and self._expected_terminations:
             self._expected_terminations -= 1
             return
+        if self._received is not None and number == signal.SIGHUP:
+            return  # a shell and the system both tell of a closed terminal, and some systems do so beside SIGTERM
         if self._received is not None:
             if (self._received, number) != (signal.SIGUSR1, signal.SIGTERM):  # which belong together
                 self._exit_at_once(number)
@@ -140,6 +145,6 @@ class SignalGuard:
             os._exit(EXIT_SIGNAL_BASE + number)
 
 
-def _is_users(number: signal.Signals) -> bool:
-    """True for SIGUSR1 if the user's code handles it, for example to print where the program is."""
-    return number == signal.SIGUSR1 and signal.getsignal(number) != signal.SIG_DFL
+def is_left_to_others(number: signal.Signals) -> bool:
+    """True for a signal that the user's code handles, for example to print where the program is, or lets be ignored."""
+    return number in _LEFT_TO_OTHERS and signal.getsignal(number) != signal.SIG_DFL

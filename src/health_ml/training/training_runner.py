@@ -10,13 +10,23 @@ from typing import TYPE_CHECKING, Any
 
 from health_ml.checkpoints.recovery import find_recovery_checkpoint, recovery_folder
 from health_ml.environment import restored_environment, working_directory
-from health_ml.errors import ArgumentsError, CheckpointError, ContainerError, HimlError, RankFailedError
+from health_ml.errors import (
+    EXIT_USAGE,
+    ArgumentsError,
+    CheckpointError,
+    ContainerError,
+    HimlError,
+    RankFailedError,
+    exiting_with,
+)
 from health_ml.planning.preemption import NOT_INTERRUPTED, parse_preemption
-from health_ml.settings import LAST_CHECKPOINT
+from health_ml.records.lines import read_rows
+from health_ml.settings import LAST_CHECKPOINT, RECORD_CHECKPOINTS_FILE
 from health_ml.training.callbacks.early_termination import EarlyTermination, add_early_termination
 from health_ml.training.callbacks.stop_on_signal import StopOnSignal
 from health_ml.training.checkpoint_io import copy_checkpoint
 from health_ml.training.distributed import choose_devices
+from health_ml.training.effective import check_checkpoint_is_read
 from health_ml.training.rank_launcher import RankLauncher, is_lost_connection, use_rank_launcher
 from health_ml.training.result import RunOutcome
 from health_ml.training.runner_base import RunnerBase, as_numbers
@@ -25,6 +35,7 @@ from health_ml.training.weights import (
     LoadableCheckpoint,
     check_epochs_left,
     check_training_left,
+    check_weights,
     examine_checkpoint,
     explained_loading,
     is_trusted,
@@ -79,7 +90,24 @@ class TrainingRunner(RunnerBase):
 
     def check_before_model(self) -> None:
         """Checks the checkpoint to continue from, before the user's code builds data and model."""
+        if self._is_checkpoint_for_container and self.source_checkpoint is not None:
+            check_weights(self.source_checkpoint)
         self._start = self._find_start()
+
+    def check_model(self) -> None:
+        """Checks that the checkpoint that the user named will be read."""
+        self._check_checkpoint_is_read(may_be_read_later=True)
+
+    @property
+    def _is_checkpoint_for_container(self) -> bool:
+        """True if what is done with the checkpoint that the user named is left to the container."""
+        container = self.container
+        return bool(container.src_checkpoint) and not (container.resume_training or container.run_inference_only)
+
+    def _check_checkpoint_is_read(self, *, may_be_read_later: bool) -> None:
+        if self._is_checkpoint_for_container:
+            with exiting_with(EXIT_USAGE):
+                check_checkpoint_is_read(self.container, may_be_read_later=may_be_read_later)
 
     # --- training -----------------------------------------------------------------------------------------------------
 
@@ -87,6 +115,7 @@ class TrainingRunner(RunnerBase):
         """Trains the model, and returns the last value of every metric."""
         data = self._prepare_training()
         trainer = self.create_trainer(is_inference=False)
+        self._check_checkpoint_is_read(may_be_read_later=False)
         logger.info(f"Training on {_place_of(trainer)}, precision {trainer.precision}.")
         self._has_checkpoints = not getattr(trainer, "fast_dev_run", False)
         self._is_inference_distributed = self._needs_all_ranks_for_inference(trainer)
@@ -205,12 +234,26 @@ class TrainingRunner(RunnerBase):
         if recovered is not None:
             start = examine_checkpoint(recovered, is_trusted=self.trusts(recovered))
             return replace(start, path=self._as_last_checkpoint(recovered))
+        self._warn_of_lost_progress()
         if not self.container.resume_training:
             return None
         path = self.required_source_checkpoint("--resume_training")
         start = examine_checkpoint(path, is_trusted=is_trusted(path, self.container))
         check_epochs_left(start, self.container)
         return start
+
+    def _warn_of_lost_progress(self) -> None:
+        """Says that an earlier attempt has written checkpoints, and that there is none any more."""
+        if self.record is None or not (written := read_rows(self.record.folder / RECORD_CHECKPOINTS_FILE)):
+            return
+        last = written[-1]
+        folder = recovery_folder(self.container.outputs_folder, node_rank=self.environment.node_rank)
+        logger.warning(
+            f"An earlier attempt of this run has written checkpoints to {folder}, the last one in epoch "
+            f"{last.get('epoch')} at step {last.get('global_step')}, and there is none any more: this attempt starts "
+            f"{'where --src_checkpoint says' if self.container.resume_training else 'from the beginning'}. To continue "
+            "there instead, stop it, put one of the checkpoints back, and start it again."
+        )
 
     def _as_last_checkpoint(self, recovered: Path) -> Path:
         """Returns the checkpoint after making it ``last.ckpt``, if it is one of the user's or ``autosave.ckpt``.

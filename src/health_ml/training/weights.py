@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from health_ml.lightning_container import LightningContainer
 
 
+_SAFETENSORS_SUFFIX = ".safetensors"
+
+
 @dataclass(frozen=True)
 class LoadableCheckpoint:
     """A checkpoint that torch can load.
@@ -90,6 +93,15 @@ def verify_once(path: Path) -> None:
 @lru_cache(maxsize=16)
 def _verify_state(path: Path, *_: int) -> None:
     verify(path)
+
+
+def check_weights(path: Path) -> None:
+    """Checks a file that the container loads itself: that torch wrote it, and that it is complete.
+
+    :raises CheckpointError: If not.
+    """
+    if path.suffix != _SAFETENSORS_SUFFIX:  # which holds weights too, and which only the container knows to read
+        verify_once(path)
 
 
 def check_epochs_left(start: LoadableCheckpoint, container: LightningContainer) -> None:

@@ -17,7 +17,7 @@ import pytest
 from mlflow import MlflowClient
 
 from health_ml.environment import environment_variables
-from health_ml.errors import ArgumentsError
+from health_ml.errors import ArgumentsError, OutputError
 from health_ml.records.mirror import MLFLOW_ENVIRONMENT, start_mirror
 from health_ml.records.mirror_handle import MirrorHandle
 from health_ml.records.mirror_loop import MirrorLoop, Patience
@@ -25,7 +25,7 @@ from health_ml.records.mirror_state import MirrorProgress, MirrorSettings
 from health_ml.records.record import RunRecord, RunStatus
 from health_ml.records.sync import sync
 from health_ml.runner import main
-from tests.helpers.disk import largest_file
+from tests.helpers.disk import largest_file, read_only
 from tests.helpers.flaky_proxy import FlakyProxy
 from tests.helpers.http_server import send, serving
 
@@ -206,6 +206,27 @@ def test_a_run_that_was_told_to_stop_does_not_wait_long(
     assert "503 Service Unavailable" in state.message
 
 
+def test_a_run_that_was_told_to_stop_is_not_held_up_by_a_server_that_stops_answering(tmp_path: Path) -> None:
+    """The mirror is in a request that takes longer than all that the run has."""
+    is_over, is_asked = threading.Event(), threading.Event()
+
+    def hang(handler: BaseHTTPRequestHandler, index: int) -> None:
+        is_asked.set()
+        is_over.wait(60)
+
+    with serving(hang) as server:
+        try:
+            with recording(tmp_path, status=RunStatus.PREEMPTED) as record:
+                handle = start(record, server.url)
+                assert is_asked.wait(30)
+            began = time.monotonic()
+            state = handle.finish(60)
+            assert 7 < time.monotonic() - began < 11
+        finally:
+            is_over.set()
+    assert "lacks how it ended" in state.message
+
+
 def test_a_mirror_that_was_killed_is_replaced_at_the_end(tmp_path: Path, store: str) -> None:
     with recording(tmp_path) as record:
         handle = start(record, store)
@@ -242,6 +263,17 @@ def test_a_thousand_metrics_per_step(tmp_path: Path, store: str) -> None:
     database = sqlite3.connect(tmp_path / "mlflow.db")
     assert database.execute("SELECT count(*), count(DISTINCT key) FROM metrics").fetchone() == (6000, 1200)
     database.close()
+
+
+def test_a_record_that_cannot_be_written_is_named(tmp_path: Path, store: str) -> None:
+    with recording(tmp_path) as record:
+        record.log_metrics({"loss": 0.5}, step=0)
+    run_folder = record.folder.parent
+    advice = f"Make {run_folder} writable, or copy it to where you can write and give --output_to"
+    with read_only(run_folder), pytest.raises(OutputError, match="Cannot note how far the run is") as caught:
+        sync(record.folder, tracking_uri=store)
+    assert advice in str(caught.value)
+    assert sync(record.folder, tracking_uri=store).is_complete
 
 
 def test_synchronising_twice_adds_nothing(tmp_path: Path, store: str) -> None:

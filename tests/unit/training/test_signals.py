@@ -20,6 +20,7 @@ from health_ml.training.signals import RunInterrupted, SignalGuard
     [
         (signal.SIGTERM, RunStatus.PREEMPTED),
         (signal.SIGUSR1, RunStatus.PREEMPTED),
+        (signal.SIGHUP, RunStatus.PREEMPTED),
         (signal.SIGINT, RunStatus.CANCELLED),
     ],
 )
@@ -57,6 +58,26 @@ def test_sigterm_after_the_notice_of_a_batch_system_belongs_to_it() -> None:
         assert guard.received == signal.SIGUSR1
         os.kill(os.getpid(), signal.SIGTERM)
     assert guard.received == signal.SIGTERM
+
+
+@pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGHUP])
+def test_a_closed_terminal_is_no_second_signal(first: int) -> None:
+    guard = SignalGuard()
+    with guard.installed(), guard.deferring():
+        os.kill(os.getpid(), first)
+        os.kill(os.getpid(), signal.SIGHUP)  # would end this process at once
+        assert guard.received == first
+
+
+def test_what_nohup_lets_be_ignored_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with SignalGuard().installed() as guard:
+            os.kill(os.getpid(), signal.SIGHUP)
+            os.kill(os.getpid(), 0)
+        assert guard.received is None
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_handler_of_the_user_for_sigusr1_stays() -> None:
