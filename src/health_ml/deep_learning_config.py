@@ -282,14 +282,21 @@ class TrainerParams(param.Parameterized):
     pl_limit_train_batches = param.Number(
         default=None,
         bounds=(0, None),
+        inclusive_bounds=(False, True),
         allow_None=True,
         doc="Training batches per epoch: 4 is a number, 0.5 a fraction.",
     )
     pl_limit_val_batches = param.Number(
-        default=None, bounds=(0, None), allow_None=True, doc="Validation batches: 4 is a number, 0.5 a fraction."
+        default=None,
+        bounds=(0, None),
+        allow_None=True,
+        doc="Validation batches: 4 is a number, 0.5 a fraction, 0 skips the validation.",
     )
     pl_limit_test_batches = param.Number(
-        default=None, bounds=(0, None), allow_None=True, doc="Test batches: 4 is a number, 0.5 a fraction."
+        default=None,
+        bounds=(0, None),
+        allow_None=True,
+        doc="Test batches: 4 is a number, 0.5 a fraction, 0 skips the test.",
     )
     pl_fast_dev_run = param.Integer(
         default=0, bounds=(0, None), doc="Try the whole run on this many batches, without keeping checkpoints."

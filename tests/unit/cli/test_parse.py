@@ -414,6 +414,14 @@ def test_trainer_arguments_do_not_clash_with_flags() -> None:
         (["--mode=eval_full"], "To use model evaluation, you need to provide a checkpoint"),
         (["--mode=eval_full", "--src_checkpoint=x", "--max_epochs=2"], "--max_epochs has no effect with --mode"),
         (["--mode=eval_full", "--src_checkpoint=x", "--pl_limit_val_batches=2"], "which only tests"),
+        (["--mode=eval_full", "--src_checkpoint=x", "--pl_limit_test_batches=0"], "--mode=eval_full nothing to do"),
+        (["--pl_limit_train_batches=0"], "greater than 0, not 0"),
+        (["--pl_limit_val_batches=0", "--run_extra_val_epoch"], "no effect with --pl_limit_val_batches=0"),
+        (["--pl_limit_val_batches=0", "--pl_num_sanity_val_steps=2"], "no effect with --pl_limit_val_batches=0"),
+        (
+            ["--run_inference_only", "--src_checkpoint=x", "--pl_limit_val_batches=0", "--pl_limit_test_batches=0"],
+            "leave --run_inference_only nothing to do",
+        ),
         (["--mode=eval_full", "--src_checkpoint=x", "--run_inference_only"], "contradict each other"),
         (["--run_inference_only", "--src_checkpoint=x", "--l_rate=2"], "--l_rate has no effect with"),
         (["--run_inference_only", "--src_checkpoint=x", "--pl_log_every_n_steps=2"], "n_steps has no effect with"),
@@ -454,6 +462,8 @@ def test_nothing_that_was_typed_is_ignored(flags: list[str], message: str) -> No
         ["--no-wait_for_completion", "--hyperdrive=false", "--different_seeds=0", "--crossval_count=1"],
         ["--crossval_count=5", "--crossval_index=4"],
         ["--run_inference_only", "--src_checkpoint=x", "--pl_limit_test_batches=2", "--no-run_extra_val_epoch"],
+        ["--run_inference_only", "--src_checkpoint=x", "--pl_limit_val_batches=0"],
+        ["--pl_limit_val_batches=0", "--pl_limit_test_batches=0"],
         ["--azure_datasets=a", "--local_datasets=/x"],
     ],
 )
