@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from health_ml.cli.parse import ParsedCommand, parse
 from health_ml.deep_learning_config import LRSchedulerType, OptimizerType
 from health_ml.environment import RunEnvironment
-from health_ml.errors import ArgumentsError, ContainerError, HimlError, ModelSearchError
+from health_ml.errors import ArgumentsError, ContainerError, HimlError, ModelSearchError, PlanError
 from health_ml.experiment_config import DebugDDPOptions, ExperimentConfig, RunnerMode
 from tests.helpers.police import REPOSITORY
 from tests.unit.cli import sample_containers
@@ -454,6 +454,27 @@ def test_nothing_that_was_typed_is_ignored(flags: list[str], message: str) -> No
         parsed(*flags)
     assert message in str(caught.value)
     assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("flag", "names"),
+    [
+        ("--sweep=hub_token=sweepTok3nABCDEF123456,b address=x,y", "hub_token"),
+        ("--fan_out={'parameters': {'hub_token': ['sweepTok3nABCDEF123456', 'b'], 'pin_password': [1, 2]}}",
+         "hub_token, pin_password"),
+        ("--sweep=address='https://me:sweepTok3nABCDEF123456@host',x", "address"),
+    ],
+)  # fmt: skip
+def test_a_search_over_secrets_is_refused(flag: str, names: str) -> None:
+    with pytest.raises(PlanError, match=f"and those of {names} are secrets") as caught:
+        parse([f"--model={MODULE}.Hub", flag], start_directory=REPOSITORY)
+    assert "sweepTok3nABCDEF123456" not in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+def test_a_search_over_what_only_sounds_secret_is_none() -> None:
+    parsed_hub = parse([f"--model={MODULE}.Hub", "--sweep=pad_token=a,b"], start_directory=REPOSITORY)
+    assert parsed_hub.search_space is not None
 
 
 @pytest.mark.parametrize(
