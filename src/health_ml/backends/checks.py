@@ -7,6 +7,7 @@ from pathlib import Path
 from health_ml.checkpoints.download import check_reachable
 from health_ml.checkpoints.fetch import resolve_checkpoint
 from health_ml.checkpoints.parser import CheckpointParser
+from health_ml.checkpoints.signature import check_signing_key
 from health_ml.environment import process_environment
 from health_ml.errors import ArgumentsError, DatasetError
 from health_ml.experiment_config import ExperimentConfig, RunnerMode
@@ -32,6 +33,7 @@ def check_before_start(
     :param is_new_run: False for a process that joins or repeats a run: a checkpoint may be in its folder already.
     :raises HimlError: Of the kind of the first check that finds a mistake, naming all mistakes of that kind.
     """
+    check_signing_key()
     if container.output_to is not None:
         container.output_to = start_directory / container.output_to
     resolve_datasets(container, start_directory=start_directory)
