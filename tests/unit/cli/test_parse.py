@@ -247,6 +247,41 @@ def test_everything_that_is_wrong_is_reported_at_once() -> None:
         assert expected in text
 
 
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--adam_betas=1.5,2", "takes numbers of at least 0 and below 1, not 1.5"),
+        ("--adam_betas=nan,0.9", "takes numbers of at least 0 and below 1, not nan"),
+        ("--adam_betas=0.9", "it takes 2 numbers of at least 0 and below 1, separated by commas"),
+        ("--opt_eps=-1", "must be at least 0, not -1"),
+        ("--weight_decay=-1", "must be at least 0, not -1"),
+        ("--weight_decay=nan", "it takes a number, at least 0"),
+        ("--momentum=-1", "must be at least 0, not -1"),
+        ("--rms_alpha=2", "must be at most 1, not 2"),
+        ("--l_rate_polynomial_gamma=-5", "must be at least 0, not -5"),
+        ("--l_rate_exponential_gamma=nan", "it takes a number, at least 0"),
+        ("--l_rate_exponential_gamma=-2", "must be at least 0, not -2"),
+        ("--l_rate_step_gamma=-0.5", "must be at least 0, not -0.5"),
+        ("--l_rate_multi_step_gamma=-0.5", "must be at least 0, not -0.5"),
+        ("--l_rate_step_step_size=0", "must be at least 1, not 0"),
+        ("--l_rate=1e400", "takes finite numbers, not inf"),
+        ("--l_rate=-inf", "takes finite numbers, not -inf"),
+        ("--pl_limit_val_batches=inf", "takes finite numbers, not inf"),
+        ("--pl_limit_val_batches=nan", "it takes a number, at least 0"),
+        ("--max_num_gpus=-2", "must be at least -1, not -2"),
+        ("--max_num_gpus_inference=-2", "must be at least -1, not -2"),
+        ("--max_epochs=99999999999999999999", "must be at most 1000000000, not 99999999999999999999"),
+        ("--sweep=adam_betas='0.9,0.99','1.5,2'", "takes numbers of at least 0 and below 1, not 1.5"),
+        ("--sweep=momentum=0.5,-1", "must be at least 0, not -1"),
+    ],
+)
+def test_numbers_out_of_range(flag: str, message: str) -> None:
+    with pytest.raises(HimlError, match=r".") as caught:
+        parsed(flag)
+    assert message in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
 def test_there_are_no_abbreviations() -> None:
     assert "Unknown flag --max_e. Did you mean --max_epochs?" in problems_of("--max_e=5")
     assert "Unknown flag --num. Did you mean --num_nodes?" in problems_of("--num=3")
