@@ -15,6 +15,7 @@ import param
 from health_ml.checkpoints.parser import CheckpointParser
 from health_ml.errors import ArgumentsError
 from health_ml.optimizer_params import LRSchedulerType, LRWarmUpType, OptimizerParams, OptimizerType
+from health_ml.param_types import FiniteNumber
 from health_ml.run_paths import RunPaths
 
 __all__ = [
@@ -71,7 +72,7 @@ class WorkflowParams(param.Parameterized):
         allow_None=True,
         doc="Folder with expected results: after the run, every file below its OUTPUT folder must match.",
     )
-    regression_test_csv_tolerance = param.Number(
+    regression_test_csv_tolerance = FiniteNumber(
         default=0.0, bounds=(0.0, None), doc="Relative tolerance for numbers when comparing CSV files and metrics."
     )
     regression_metrics = param.String(
@@ -243,7 +244,7 @@ class OutputParams(param.Parameterized):
 class TrainerParams(param.Parameterized):
     """How the Lightning Trainer runs. Arguments without a flag here: ``--trainer.<argument>=<value>``."""
 
-    max_epochs = param.Integer(default=100, bounds=(1, None), doc="Number of epochs to train.")
+    max_epochs = param.Integer(default=100, bounds=(1, 10**9), doc="Number of epochs to train.")
     autosave_every_n_val_epochs = param.Integer(
         default=1,
         bounds=(0, None),
@@ -255,10 +256,14 @@ class TrainerParams(param.Parameterized):
         doc="On a GPU, compute in 16 bits where that is safe: bfloat16 where the GPU has it, else float16.",
     )
     max_num_gpus = param.Integer(
-        default=ALL_GPUS, doc="Largest number of GPUs per machine to train on; -1: all of them, 0: the CPU."
+        default=ALL_GPUS,
+        bounds=(ALL_GPUS, None),
+        doc="Largest number of GPUs per machine to train on; -1: all of them, 0: the CPU.",
     )
     max_num_gpus_inference = param.Integer(
-        default=1, doc="Largest number of GPUs for validation and test after training; -1: all of them, 0: the CPU."
+        default=1,
+        bounds=(ALL_GPUS, None),
+        doc="Largest number of GPUs for validation and test after training; -1: all of them, 0: the CPU.",
     )
     pl_progress_bar_refresh_rate = param.Integer(
         default=None,
@@ -279,17 +284,18 @@ class TrainerParams(param.Parameterized):
     pl_static_graph = param.Boolean(
         default=False, doc="With several processes, tell torch that the graph is the same in every step."
     )
-    pl_limit_train_batches = param.Number(
+    pl_limit_train_batches = FiniteNumber(
         default=None,
         bounds=(0, None),
+        inclusive_bounds=(False, True),
         allow_None=True,
-        doc="Training batches per epoch: 4 is a number, 0.5 a fraction.",
+        doc="Training batches per epoch: 4, or 0.5 as a fraction.",
     )
-    pl_limit_val_batches = param.Number(
-        default=None, bounds=(0, None), allow_None=True, doc="Validation batches: 4 is a number, 0.5 a fraction."
+    pl_limit_val_batches = FiniteNumber(
+        default=None, bounds=(0, None), allow_None=True, doc="Validation batches: 4, or 0.5 as a fraction; 0: none."
     )
-    pl_limit_test_batches = param.Number(
-        default=None, bounds=(0, None), allow_None=True, doc="Test batches: 4 is a number, 0.5 a fraction."
+    pl_limit_test_batches = FiniteNumber(
+        default=None, bounds=(0, None), allow_None=True, doc="Test batches: 4, or 0.5 as a fraction; 0: none."
     )
     pl_fast_dev_run = param.Integer(
         default=0, bounds=(0, None), doc="Try the whole run on this many batches, without keeping checkpoints."

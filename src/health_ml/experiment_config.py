@@ -9,7 +9,7 @@ from typing import Any
 import param
 
 from health_ml.errors import PlanError
-from health_ml.param_types import CustomTypeParam
+from health_ml.param_types import CustomTypeParam, FiniteNumber
 from health_ml.planning.early_termination import EarlyTerminationPolicy, Goal, policy_from_text, policy_from_value
 from health_ml.planning.search_space import Sampling
 from health_ml.planning.sign_in import AuthMethod
@@ -110,7 +110,7 @@ JOB_FLAGS = frozenset(
 class SnapshotParams(param.Parameterized):
     """What travels with a job."""
 
-    max_snapshot_mb = param.Number(
+    max_snapshot_mb = FiniteNumber(
         default=None,
         bounds=(0, None),
         inclusive_bounds=(False, True),

@@ -9,6 +9,8 @@ from typing import Any
 
 import param
 
+from health_ml.param_types import FiniteNumber, FractionTuple
+
 
 class OptimizerType(Enum):
     """Optimizers that LightningModuleWithOptimizer can build."""
@@ -39,26 +41,30 @@ class LRSchedulerType(Enum):
 class OptimizerParams(param.Parameterized):
     """Optimizer and learning rate of models that derive from LightningModuleWithOptimizer."""
 
-    l_rate = param.Number(default=1e-4, bounds=(0, None), doc="Initial learning rate.")
+    l_rate = FiniteNumber(default=1e-4, bounds=(0, None), doc="Initial learning rate.")
     l_rate_scheduler = param.ClassSelector(
         class_=LRSchedulerType,
         default=LRSchedulerType.Polynomial,
         instantiate=False,
         doc="How the learning rate decays.",
     )
-    l_rate_exponential_gamma = param.Number(default=0.9, doc="Factor per epoch of the exponential schedule.")
-    l_rate_step_gamma = param.Number(default=0.1, doc="Factor per step of the step schedule.")
-    l_rate_step_step_size = param.Integer(
-        default=50, bounds=(0, None), doc="Number of epochs between two steps of the step schedule."
+    l_rate_exponential_gamma = FiniteNumber(
+        default=0.9, bounds=(0, None), doc="Factor per epoch of the exponential schedule."
     )
-    l_rate_multi_step_gamma = param.Number(default=0.1, doc="Factor per milestone of the multi-step schedule.")
+    l_rate_step_gamma = FiniteNumber(default=0.1, bounds=(0, None), doc="Factor per step of the step schedule.")
+    l_rate_step_step_size = param.Integer(
+        default=50, bounds=(1, None), doc="Number of epochs between two steps of the step schedule."
+    )
+    l_rate_multi_step_gamma = FiniteNumber(
+        default=0.1, bounds=(0, None), doc="Factor per milestone of the multi-step schedule."
+    )
     l_rate_multi_step_milestones = param.List(
         default=None,
         item_type=int,
         allow_None=True,
         doc="Epochs, counted from the end of the warm-up, at which the multi-step schedule lowers the learning rate.",
     )
-    l_rate_polynomial_gamma = param.Number(default=1e-4, doc="Exponent of the polynomial schedule.")
+    l_rate_polynomial_gamma = FiniteNumber(default=1e-4, bounds=(0, None), doc="Exponent of the polynomial schedule.")
     l_rate_warmup = param.ClassSelector(
         class_=LRWarmUpType, default=LRWarmUpType.NoWarmUp, instantiate=False, doc="How the learning rate starts."
     )
@@ -66,11 +72,11 @@ class OptimizerParams(param.Parameterized):
     optimizer_type = param.ClassSelector(
         class_=OptimizerType, default=OptimizerType.Adam, instantiate=False, doc="Which optimizer to use."
     )
-    opt_eps = param.Number(default=1e-4, doc="Epsilon of Adam, AMSGrad and RMSprop.")
-    rms_alpha = param.Number(default=0.9, doc="Smoothing constant of RMSprop.")
-    adam_betas = param.NumericTuple(default=(0.9, 0.999), length=2, doc="The two betas of Adam and AMSGrad.")
-    momentum = param.Number(default=0.6, doc="Momentum of SGD and RMSprop.")
-    weight_decay = param.Number(default=1e-4, doc="Weight decay, as an L2 penalty.")
+    opt_eps = FiniteNumber(default=1e-4, bounds=(0, None), doc="Epsilon of Adam, AMSGrad and RMSprop.")
+    rms_alpha = FiniteNumber(default=0.9, bounds=(0, 1), doc="Smoothing constant of RMSprop.")
+    adam_betas = FractionTuple(default=(0.9, 0.999), length=2, doc="The two betas of Adam and AMSGrad.")
+    momentum = FiniteNumber(default=0.6, bounds=(0, None), doc="Momentum of SGD and RMSprop.")
+    weight_decay = FiniteNumber(default=1e-4, bounds=(0, None), doc="Weight decay, as an L2 penalty.")
 
     @property
     def min_l_rate(self) -> float:

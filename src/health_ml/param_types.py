@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from abc import abstractmethod
 from typing import Any
 
@@ -19,6 +20,27 @@ class IntTuple(param.NumericTuple):  # type: ignore[type-arg]
         for number in val:
             if isinstance(number, bool) or not isinstance(number, int):
                 raise ValueError(f"Tuple parameter {self.name!r} takes whole numbers, not {number!r}.")
+
+
+class FiniteNumber(param.Number):  # type: ignore[type-arg]
+    """A number that is neither infinite nor NaN, which no bounds keep out."""
+
+    def _validate_value(self, value: Any, allow_None: bool) -> None:
+        super()._validate_value(value, allow_None)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"Number parameter {self.name!r} takes finite numbers, not {value}.")
+
+
+class FractionTuple(param.NumericTuple):  # type: ignore[type-arg]
+    """A tuple of numbers of fixed length, each at least 0 and below 1, for example ``(0.9, 0.999)``."""
+
+    def _validate_value(self, value: Any, allow_None: bool) -> None:
+        super()._validate_value(value, allow_None)
+        for number in value or ():
+            if not 0 <= number < 1:
+                raise ValueError(
+                    f"Tuple parameter {self.name!r} takes numbers of at least 0 and below 1, not {number}."
+                )
 
 
 class CustomTypeParam(param.Parameter):  # type: ignore[type-arg]

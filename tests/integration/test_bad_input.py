@@ -406,8 +406,22 @@ def test_an_empty_folder_of_expected_results_leaves_no_run(name: str, tmp_path: 
     assert not (tmp_path / "outputs").exists()
 
 
-def test_flags_that_the_model_does_not_heed_are_a_failure_of_a_run_that_exists(tmp_path: Path) -> None:
+def test_flags_that_the_model_does_not_heed_leave_no_run(tmp_path: Path) -> None:
     run = invoke(["--model=HelloWorld", "--tracking_uri=none", "--l_rate=3"], folder=tmp_path)
+    assert "--l_rate has no effect on" in run.stderr
+    assert run.exit_code == 2
+    assert not (tmp_path / "outputs").exists()
+
+
+class LateContainer(LineContainer):
+    """Only running its code tells which model it makes."""
+
+    def create_model(self) -> LightningModule:
+        return super().create_model()
+
+
+def test_what_only_the_model_can_tell_is_a_failure_of_a_run_that_exists(tmp_path: Path) -> None:
+    run = invoke([f"--model={__name__}.LateContainer", "--tracking_uri=none", "--l_rate=3"], folder=tmp_path)
     assert "--l_rate has no effect on" in run.stderr
     assert run.exit_code == 1
     assert status_of_only_run(tmp_path)[0] is RunStatus.FAILED

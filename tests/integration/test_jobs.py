@@ -183,6 +183,16 @@ def test_secrets_stop_the_submission_until_they_are_allowed(project: Path) -> No
         submitted_id(himl(project, *arguments, "--allow_secret_files=.env"))
 
 
+def test_the_config_file_of_a_job_is_looked_into_whatever_it_is_called(project: Path) -> None:
+    (project / "flags.txt").write_text(f"tag: hf_{'aBcD1' * 6}\n")
+    with memory_backend() as backend:
+        refused = himl(project, "--model=small.Small", "--cluster=memory", "--config=flags.txt")
+        assert (refused.exit_code, backend.runs) == (2, [])
+    assert "flags.txt: it holds a token or a key" in refused.stderr
+    listed = himl(project, "--list_snapshot", "--config=flags.txt")
+    assert "flags.txt: it holds a token or a key" in listed.stdout
+
+
 def test_a_clean_tree_is_accepted(project: Path) -> None:
     with memory_backend() as backend:
         submitted_id(himl(project, "--model=small.Small", "--cluster=memory", "--require_clean"))

@@ -294,3 +294,13 @@ def test_a_clock_that_jumped_back_between_attempts_changes_nothing(
 def _attempt(folder: Path, project: Path, *, attempt: int, max_epochs: int) -> RunResult:
     environment = RunEnvironment(run_folder=folder, run_id="job", attempt=attempt)
     return run_container(LineContainer(max_epochs=max_epochs), project, environment=environment)
+
+
+def test_a_damaged_key_stops_a_run_before_it_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    (tmp_path / "state" / "health_ml").mkdir(parents=True)
+    (tmp_path / "state" / "health_ml" / "checkpoint-key").write_bytes(b"")
+    with pytest.raises(CheckpointError, match="is damaged: it has not 32 bytes") as caught:
+        run_container(LineContainer(), tmp_path)
+    assert caught.value.exit_code == 2
+    assert not (tmp_path / "outputs").exists()

@@ -8,6 +8,7 @@ from health_ml.checkpoints.download import check_reachable
 from health_ml.checkpoints.fetch import resolve_checkpoint
 from health_ml.checkpoints.files import list_checkpoint_files
 from health_ml.checkpoints.parser import CheckpointParser
+from health_ml.checkpoints.signature import check_signing_key
 from health_ml.environment import process_environment
 from health_ml.errors import ArgumentsError, DatasetError
 from health_ml.experiment_config import ExperimentConfig, RunnerMode
@@ -35,6 +36,7 @@ def check_before_start(
     :param own_checkpoints: Folder with the checkpoints of earlier attempts of this run, if there was one.
     :raises HimlError: Of the kind of the first check that finds a mistake, naming all mistakes of that kind.
     """
+    check_signing_key()
     if container.output_to is not None:
         container.output_to = start_directory / container.output_to
     resolve_datasets(container, start_directory=start_directory)

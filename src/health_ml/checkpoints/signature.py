@@ -10,6 +10,7 @@ milliseconds, however large the file is.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import hmac
 import logging
@@ -18,12 +19,14 @@ import secrets
 import struct
 import zipfile
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
 
 from health_ml.checkpoints.inspect import READING_DAMAGE
 from health_ml.environment import process_environment
+from health_ml.errors import CheckpointError
 from health_ml.planning.snapshot import user_folder
 from health_ml.settings import ENV_XDG_STATE_HOME, RECORD_CHECKPOINTS_FILE, RECORD_FOLDER, SIGNING_KEY_FILE
 
@@ -36,6 +39,7 @@ _log = logging.getLogger(__name__)
 def sign(path: Path) -> str | None:
     """Returns the signature of a checkpoint as text, or None for a file in another form than torch writes today.
 
+    :raises CheckpointError: If the key of this user is damaged.
     :raises OSError: If the file cannot be read.
     """
     digest = hmac.new(_signing_key(_key_file(process_environment())), digestmod=hashlib.sha256)
@@ -49,7 +53,10 @@ def sign(path: Path) -> str | None:
 
 
 def is_own(path: Path) -> bool:
-    """Returns True if a run of this user wrote the checkpoint, as the record in one of the folders above it says."""
+    """Returns True if a run of this user wrote the checkpoint, as the record in one of the folders above it says.
+
+    :raises CheckpointError: If the key of this user is damaged.
+    """
     try:
         resolved = path.resolve(strict=True)
         notes = [file for folder in resolved.parents if (file := _notes_in(folder)).is_file()]
@@ -98,7 +105,10 @@ def _key_file(environ: Mapping[str, str]) -> Path | None:
 
 @lru_cache(maxsize=4)
 def _signing_key(file: Path | None) -> bytes:
-    """Returns the key, made at its first use; where it cannot be stored, one that lasts as long as this process."""
+    """Returns the key, made at its first use; where it cannot be stored, one that lasts as long as this process.
+
+    :raises CheckpointError: If the stored one is damaged.
+    """
     if file is not None:
         try:
             return _read_key(file) or _make_key(file)
@@ -110,16 +120,45 @@ def _signing_key(file: Path | None) -> bytes:
     return secrets.token_bytes(_KEY_BYTES)
 
 
+def check_signing_key() -> None:
+    """Raises if the key of this user is damaged, which a run would notice at its first checkpoint.
+
+    :raises CheckpointError: If so.
+    """
+    file = _key_file(process_environment())
+    if file is not None:
+        with suppress(OSError):  # a run can do without a stored key, and says so
+            _read_key(file)
+
+
 def _read_key(file: Path) -> bytes | None:
-    """Returns the stored key, or None if there is none of the right length that only this user can read."""
+    """Returns the stored key, or None if there is none. From now on only this user can read it.
+
+    :raises CheckpointError: If it is damaged. A new one would make all earlier checkpoints foreign without a word.
+    :raises OSError: If it cannot be read, or belongs to another user, who could have signed anything.
+    """
     try:
         with file.open("rb") as stream:
             facts = os.fstat(stream.fileno())
             key = stream.read(_KEY_BYTES + 1)
+            if facts.st_uid != os.geteuid():
+                raise PermissionError(errno.EPERM, "it belongs to another user")
+            if facts.st_mode & 0o077:
+                os.fchmod(stream.fileno(), 0o600)
+                _log.warning(
+                    f"Others could use {file}, the key that signs your checkpoints; now only you can. If one of them "
+                    "may have copied it, remove it: the next run makes another one, to which all checkpoints so far "
+                    "are as foreign as somebody else's."
+                )
     except FileNotFoundError:
         return None
-    is_private = facts.st_uid == os.geteuid() and not facts.st_mode & 0o077
-    return key if is_private and len(key) == _KEY_BYTES else None
+    if len(key) != _KEY_BYTES:
+        raise CheckpointError(
+            f"{file}, the key by which runs know your own checkpoints, is damaged: it has not {_KEY_BYTES} bytes.",
+            "Restore it from a backup, or remove it: the next run makes a new one, and checkpoints of earlier runs are "
+            "then loaded like those of others, with torch's safe loader unless you give --trust_checkpoint.",
+        )
+    return key
 
 
 def _make_key(file: Path) -> bytes:
@@ -130,11 +169,10 @@ def _make_key(file: Path) -> bytes:
     try:
         with open(descriptor, "wb") as stream:
             stream.write(secrets.token_bytes(_KEY_BYTES))
-        try:
-            os.link(temporary, file)  # fails if the file is there, so that no process replaces another one's key
-        except FileExistsError:
-            if _read_key(file) is None:  # damaged, or others can read it
-                temporary.replace(file)
+            stream.flush()
+            os.fsync(stream.fileno())  # else the file could be empty after a power cut
+        with suppress(FileExistsError):  # no process replaces another one's key
+            os.link(temporary, file)
     finally:
         temporary.unlink(missing_ok=True)
     return _read_key(file) or secrets.token_bytes(_KEY_BYTES)

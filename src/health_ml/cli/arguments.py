@@ -33,7 +33,10 @@ def parse_text(parameter: param.Parameter[Any], text: str, *, keeps_whole_number
     if text == NONE_TEXT and parameter.allow_None and text not in choices_of(parameter):
         return None
     try:
-        return reader(text)
+        value = reader(text)
+        if value != value and getattr(parameter, "bounds", None):  # NaN, which is in all bounds and in none
+            raise _NotThatType(text)
+        return value
     except (TypeError, RecursionError, MemoryError, OverflowError) as error:
         raise ValueError(f"it takes {describe(parameter)} ({error}).") from error
     except _NotThatType as error:

@@ -9,7 +9,7 @@ from typing import Any
 import param
 
 from health_ml.errors import join_choices
-from health_ml.param_types import IntTuple
+from health_ml.param_types import FractionTuple, IntTuple
 
 NONE_TEXT = "None"
 """How a value that is not there is written."""
@@ -82,6 +82,8 @@ def _describe_tuple(parameter: param.Tuple[Any]) -> str:
         kind = "whole numbers"
     elif isinstance(parameter, param.NumericTuple):
         kind = "numbers"
+    if isinstance(parameter, FractionTuple):
+        kind = "numbers of at least 0 and below 1"
     return f"{parameter.length} {kind}, separated by commas" if parameter.length else f"{kind}, separated by commas"
 
 

@@ -46,6 +46,9 @@ TRAINING_FLAGS = (
 )
 """Flags that only a training heeds."""
 
+VALIDATION_FLAGS = ("run_extra_val_epoch", "pl_num_sanity_val_steps")
+"""Flags that only a run with validation heeds."""
+
 TRAINING_ARGUMENTS = (
     "devices",
     "strategy",
@@ -97,6 +100,7 @@ def check_combination(
     return [
         *_evaluation_problems(config, container),
         *_training_problems(config, container, in_effect),
+        *_limit_problems(config, container, in_effect),
         *_trial_problems(container, in_effect),
         *_job_problems(config, container, in_effect, backend, environment=environment),
         *_place_problems(config, container, backend, environment=environment),
@@ -145,6 +149,25 @@ def _training_problems(config: ExperimentConfig, container: LightningContainer, 
     if modes and idle:
         advice = f"leave out one or the other.{_gpu_hint(idle)}"
         yield f"{_flags(idle)} no effect with {modes[0]}, which does not train: {advice}"
+
+
+def _limit_problems(config: ExperimentConfig, container: LightningContainer, typed: set[str]) -> Iterable[str]:
+    """Yields what has no effect, or leaves nothing to do, because there are to be no batches for it."""
+    if container.pl_fast_dev_run:
+        return
+    validates, tests = container.pl_limit_val_batches != 0, container.pl_limit_test_batches != 0
+    if config.mode is RunnerMode.EVAL_FULL:
+        if not tests:
+            yield "--pl_limit_test_batches=0 leaves --mode=eval_full nothing to do: give a number above 0."
+        return
+    if container.run_inference_only and not (validates or tests):
+        yield (
+            "--pl_limit_val_batches=0 and --pl_limit_test_batches=0 leave --run_inference_only nothing to do: give a "
+            "number above 0 for one of them."
+        )
+    idle = [name for name in VALIDATION_FLAGS if name in typed and getattr(container, name)]
+    if idle and not validates:
+        yield f"{_flags(idle)} no effect with --pl_limit_val_batches=0, which skips the validation: leave out one."
 
 
 def _trial_problems(container: LightningContainer, typed: set[str]) -> Iterable[str]:

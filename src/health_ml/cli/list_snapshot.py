@@ -31,7 +31,8 @@ def list_snapshot(command: CommandLine, *, start_directory: Path) -> str:
     check_size(listing.files, max_snapshot_mb=draft.config.max_snapshot_mb)
     listed = describe_snapshot(listing).rstrip()
     files = [SnapshotFile(path, facts.st_size, 0, "") for path, facts in listing.files]
-    secret = refused_files(find_secret_files(start_directory, files), allowed=draft.config.allow_secret_files)
+    found = find_secret_files(start_directory, files, settings=command.config_files)
+    secret = refused_files(found, allowed=draft.config.allow_secret_files)
     if not secret:
         return listed
     lines = [f"  {shown_path(file.path)}: {file.reason}" for file in secret]

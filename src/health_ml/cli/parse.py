@@ -35,6 +35,7 @@ from health_ml.errors import ArgumentsError
 from health_ml.experiment_config import ExperimentConfig
 from health_ml.planning.search_space import SearchSpace
 from health_ml.planning.secrets import remember_secrets
+from health_ml.training.effective import check_effective_ahead
 
 if TYPE_CHECKING:
     from health_ml.lightning_container import LightningContainer
@@ -103,6 +104,7 @@ def complete(draft: Draft, argv: Sequence[str], *, environment: RunEnvironment) 
     space = find_search_space(
         draft.config, container, typed, environment=environment, start_directory=draft.start_directory
     )
+    check_effective_ahead(container, draft.sources, varied=space.parameter_names if space else ())
     return ParsedCommand(draft.config, container, draft.sources, tuple(argv), typed, draft.givens, space)
 
 

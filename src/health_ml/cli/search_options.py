@@ -16,6 +16,7 @@ from health_ml.experiment_config import ExperimentConfig
 from health_ml.planning.dimensions import ParameterValue
 from health_ml.planning.fan_out import FanOutOptions, build_search_space
 from health_ml.planning.search_space import SearchSpace
+from health_ml.planning.secrets import mask_value
 from health_ml.training.user_code import user_code
 
 if TYPE_CHECKING:
@@ -64,8 +65,27 @@ def find_search_space(
         if config.fail_fast:
             raise PlanError("--fail_fast has no effect on a single run.", "Add --sweep or --different_seeds.")
         return None
+    _check_secrets(space)
     _check_values(space, config, container, typed)
     return space
+
+
+def _check_secrets(space: SearchSpace) -> None:
+    """Raises if a value of a trial is a secret: plans, tables of results and MLflow show what trials were given.
+
+    :raises PlanError: Naming the parameters.
+    """
+    names = [
+        name
+        for name, dimension in space.dimensions
+        if any(mask_value(name, value) != value for value in dimension.grid() or ())
+    ]
+    if names:
+        raise PlanError(
+            f"A search shows the values of its trials, and those of {', '.join(names)} are secrets.",
+            "Give one value to all trials, in a variable of the environment or as a flag; or vary a name, and let the "
+            "container look up the secret that it stands for.",
+        )
 
 
 def _trainer_arguments() -> set[str]:

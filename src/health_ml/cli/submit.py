@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from health_ml.backends.base import Backend, BackendContext, Request, RunHandle
 from health_ml.backends.registry import load_backend, parse_cluster
+from health_ml.cli.command_line import read_command_line
 from health_ml.cli.job_needs import named_software, read_compute, read_software
 from health_ml.cli.parse import ParsedCommand
 from health_ml.cli.patience import sigterm_like_ctrl_c
@@ -264,7 +265,8 @@ def _plan_with_snapshot(
         max_snapshot_mb=config.max_snapshot_mb,
         extra_patterns=own_folders(folder, parsed.container.output_to, user_cache_folder(environ)),
     )
-    check_secret_files(folder, snapshot.files, allowed=config.allow_secret_files)
+    config_files = read_command_line(parsed.argv).config_files
+    check_secret_files(folder, snapshot.files, allowed=config.allow_secret_files, settings=config_files)
     if not backend.is_on_this_machine:
         check_travelling(parsed.container.regression_test_folder, snapshot, folder)
     if git_state is not None:

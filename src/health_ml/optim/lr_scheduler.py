@@ -87,9 +87,7 @@ class LearningRateCurve:
         return float(self._params.l_rate_exponential_gamma**epoch)
 
     def _step(self, epoch: int) -> float:
-        step_size = self._params.l_rate_step_step_size
-        steps = epoch // step_size if step_size > 0 else 0
-        return float(self._params.l_rate_step_gamma**steps)
+        return float(self._params.l_rate_step_gamma ** (epoch // self._params.l_rate_step_step_size))
 
     def _multi_step(self, epoch: int) -> float:
         passed = bisect_right(self._params.l_rate_multi_step_milestones or [], epoch)

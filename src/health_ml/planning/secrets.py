@@ -52,9 +52,19 @@ _CERTAIN = (
     ),
     (re.compile(r"(?i)\b(bearer) +[a-z0-9._~+/-]{16,}=*"), rf"\1 {MASK}"),
     (re.compile(r"(?i)\b(authorization: *basic) +[a-z0-9+/]{4,}=*"), rf"\1 {MASK}"),
+    # keys in the headers of a request
+    (
+        re.compile(
+            r"(?i)\b(x-(?:api-key|auth-token|functions-key|vault-token)|ocp-apim-subscription-key)([\"']?: *[\"']?)"
+            r"[^\s\"',;<{$*][^\s\"',;]{5,}"
+        ),
+        rf"\1\2{MASK}",
+    ),
     # tokens that their issuers made recognisable: GitHub, Hugging Face, Slack, AWS, JSON web tokens
     (
-        re.compile(r"\b(?:gh[pousr]_\w{20,}|github_pat_\w{20,}|hf_\w{20,}|xox[abprs]-[\w-]{10,}|AKIA[0-9A-Z]{16})\b"),
+        re.compile(
+            r"\b(?:gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|hf_[A-Za-z0-9]{20,}|xox[abprs]-[\w-]{10,}|AKIA[0-9A-Z]{16})\b"
+        ),
         MASK,
     ),
     (re.compile(r"\beyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]{8,}"), MASK),
@@ -64,7 +74,7 @@ _CERTAIN = (
     ),
 )
 # In a value this is a secret if the name is one; in the text of a program it is most often an ordinary name.
-_ASSIGNMENT = re.compile(r"(?<![\w.-])([\w.-]+)=([^&;\s'\"]+)")
+_ASSIGNMENT = re.compile(r"(?<![\w.-])([\w.-]+)=([^&;\s'\"]*[^&;\s'\":])")
 
 
 # name = "value", "name": "value" and name="value" in the text of a program or of a config.
@@ -151,12 +161,31 @@ def _exists(path: str) -> bool:
         return False
 
 
+def holds_certain_secret(text: str) -> bool:
+    """True if a text holds what can be nothing but a secret, or a secret that is known; a variable in braces is none.
+
+    ``postgresql://me:{password}@host`` says where a password goes, ``postgresql://me:hunter22@host`` has one.
+    """
+    if _known_pattern is not None and _known_pattern.search(text):
+        return True
+    matches = (match[0] for pattern, _ in _CERTAIN for match in pattern.finditer(text))
+    return not all(_VARIABLE.search(match) for match in matches)
+
+
+_VARIABLE = re.compile(r"[{}<>]|%\(|\$\w|\*\*\*|:(password|passwd|pass|pw)$", re.IGNORECASE)
+
+
+def words_of(name: str) -> list[str]:
+    """Returns the words of a name in lower case: those of ``DB_PASSWORD`` and ``dbPassword`` are the same."""
+    return [word.lower() for word in _WORD.findall(name)]
+
+
 def is_secret_name(name: str) -> bool:
     """Returns True if a parameter of this name holds a secret: ``storage_password``, ``apiKey``, ``hub.token``.
 
     Names that only sound like it do not: ``pad_token``, ``num_tokens``, ``sort_key``, ``key_size``.
     """
-    words = [word.lower() for word in _WORD.findall(name)]
+    words = words_of(name)
     if not words:
         return False
     last, before = words[-1], words[-2] if len(words) > 1 else ""
@@ -194,14 +223,16 @@ def _mask_literal(match: re.Match[str]) -> str:
 
 
 def _mask_assignment(match: re.Match[str]) -> str:
-    return f"{match[1]}={MASK}" if is_secret_name(match[1]) else match[0]
+    is_secret = is_secret_name(match[1]) and _can_be_secret(match[1], match[2])
+    return f"{match[1]}={MASK}" if is_secret else match[0]
 
 
 def mask_value(name: str, value: Any) -> Any:
     """Returns the value of a parameter with what is secret in it masked.
 
     A secret name masks any text and any container of values; numbers, flags and None stay, unless the name can mean
-    nothing else (a numeric password). Values that are not text are returned as they are if the name is harmless.
+    nothing else (a numeric password). A word stays as ``auth``, the way to sign in. Values that are not text are
+    returned as they are if the name is harmless.
     """
     if is_secret_name(name) and _can_be_secret(name, value):
         return MASK
@@ -222,7 +253,7 @@ def _can_be_secret(name: str, value: Any) -> bool:
         return False
     if isinstance(value, (int, float)):
         return _WORD.findall(name)[-1].lower() in _ALWAYS_SECRET
-    return True
+    return not (isinstance(value, str) and name.lstrip("-") == "auth" and value.replace("_", "").isalpha())
 
 
 def mask_arguments(argv: Sequence[str]) -> list[str]:

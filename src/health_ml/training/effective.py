@@ -1,10 +1,10 @@
-"""Refuses flags that the model, once it exists, turns out not to heed."""
+"""Refuses flags that the model does not heed: before anything starts, if the code says what it will be."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from itertools import filterfalse
-from types import CodeType, FunctionType
+from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 from health_ml.deep_learning_config import (
@@ -45,22 +45,48 @@ def check_effective(container: LightningContainer, sources: Mapping[str, str]) -
     :param sources: Where each value comes from, by name.
     :raises ArgumentsError: Naming all flags without effect.
     """
-    typed = [name for name in parameters_of(OptimizerParams) if sources.get(name) == "command line"]
-    if not typed:
-        return
+    error = _problem(container, type(container.model), _typed(sources))
+    if error is not None:
+        raise error
+
+
+def check_effective_ahead(
+    container: LightningContainer, sources: Mapping[str, str], *, varied: Collection[str] = ()
+) -> None:
+    """Raises like :func:`check_effective`, if the code of ``create_model`` leaves no doubt which models it can make.
+
+    :param varied: Names of the parameters whose values are not known yet, because each trial has others.
+    :raises ArgumentsError: Naming all flags without effect.
+    """
+    if typed := _typed(sources):
+        undecided = {*varied, *_mentioned_names((type(container),))}  # its methods may still change what they mention
+        errors = [_problem(container, model, typed, undecided) for model in _models_made_by(type(container))]
+        if errors and errors[0] is not None and all(errors):
+            raise errors[0]
+
+
+def _typed(sources: Mapping[str, str]) -> list[str]:
+    return [name for name in parameters_of(OptimizerParams) if sources.get(name) == "command line"]
+
+
+def _problem(
+    container: LightningContainer, model: type, typed: Iterable[str], undecided: Collection[str] = ()
+) -> ArgumentsError | None:
+    """Returns what is wrong with the typed flags if the container makes a model of this class."""
     from health_ml.lightning_container import LightningModuleWithOptimizer  # imports Lightning
 
-    model = container.model
-    mentioned = set(_mentioned_names((type(container), type(model))))
+    mentioned = set(_mentioned_names((type(container), model)))
     typed = [name for name in typed if name not in mentioned]
-    if isinstance(model, LightningModuleWithOptimizer):
-        _raise_problems(list(_unheeded(container, typed)))
-    elif typed and OptimizerParams.__name__ not in mentioned:
-        raise ArgumentsError(
-            f"{_flags(typed)} no effect on {type(model).__name__}: it makes its optimizer itself, and neither it nor "
-            f"{type(container).__name__} reads {'it' if len(typed) == 1 else 'them'}.",
-            "Leave out these flags, or derive the model from LightningModuleWithOptimizer.",
-        )
+    if issubclass(model, LightningModuleWithOptimizer):
+        problems = " ".join(_unheeded(container, typed, undecided))
+        return ArgumentsError(problems, "Leave out what has no effect.") if problems else None
+    if not typed or OptimizerParams.__name__ in mentioned:
+        return None
+    return ArgumentsError(
+        f"{_flags(typed)} no effect on {model.__name__}: it makes its optimizer itself, and neither it nor "
+        f"{type(container).__name__} reads {'it' if len(typed) == 1 else 'them'}.",
+        "Leave out these flags, or derive the model from LightningModuleWithOptimizer.",
+    )
 
 
 def check_checkpoint_is_read(container: LightningContainer, *, may_be_read_later: bool) -> None:
@@ -83,20 +109,35 @@ def check_checkpoint_is_read(container: LightningContainer, *, may_be_read_later
     )
 
 
-def _unheeded(container: LightningContainer, typed: Iterable[str]) -> Iterator[str]:
+def _models_made_by(container: type) -> list[type]:
+    """Returns the classes of models that ``create_model`` names, or none if other code of the user has a say in it."""
+    from pytorch_lightning import LightningModule
+
+    function = container.create_model  # type: ignore[attr-defined]
+    if not isinstance(function, FunctionType):
+        return []
+    models = []
+    methods = {name for base in container.__mro__ if not _is_of_a_library(base) for name in vars(base)}
+    for name in set(_names_in(function.__code__)):
+        value = function.__globals__.get(name)
+        if isinstance(value, type) and issubclass(value, LightningModule):
+            models.append(value)
+            continue
+        is_method = name in methods and isinstance(getattr(container, name), (FunctionType, MethodType, property))
+        if is_method or (isinstance(value, (type, FunctionType, ModuleType)) and not _is_of_a_library(value)):
+            return []
+    return models
+
+
+def _unheeded(container: LightningContainer, typed: Iterable[str], undecided: Collection[str]) -> Iterator[str]:
     for name in typed:
         if name not in HEEDED_WITH:
             continue
         decisive, values = HEEDED_WITH[name]
         current = getattr(container, decisive)
-        if current not in values:
+        if decisive not in undecided and current not in values:
             wanted = join_choices([f"--{decisive}={value.value}" for value in values])
             yield f"--{name} has no effect with --{decisive}={current.value}: it needs {wanted}."
-
-
-def _raise_problems(problems: list[str]) -> None:
-    if problems:
-        raise ArgumentsError(" ".join(problems), "Leave out what has no effect.")
 
 
 def _flags(names: list[str]) -> str:
@@ -124,7 +165,8 @@ def _names_in(code: CodeType) -> Iterator[str]:
             yield constant  # getattr(container, "l_rate")
 
 
-def _is_of_a_library(class_: type) -> bool:
-    package = class_.__module__.partition(".")[0]
-    is_ours = package == "health_ml" and not class_.__module__.startswith("health_ml.configs")
+def _is_of_a_library(value: type | FunctionType | ModuleType) -> bool:
+    module = value.__name__ if isinstance(value, ModuleType) else value.__module__
+    package = module.partition(".")[0]
+    is_ours = package == "health_ml" and not module.startswith("health_ml.configs")
     return is_ours or package in ("pytorch_lightning", "lightning", "lightning_fabric", "torch", "param", "builtins")

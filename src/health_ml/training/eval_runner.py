@@ -34,6 +34,7 @@ class EvalRunner(RunnerBase):
         with restored_environment():
             data = self.get_data("get_eval_data_module", ["test_step"])
             trainer = self.create_trainer(is_inference=True)
+            self.check_not_skipped(trainer, "test_step")
             self.start_evaluation()
-            metrics = self.evaluate(trainer, data, checkpoint, has_validation=False)
+            metrics = self.evaluate(trainer, data, checkpoint, steps=["test_step"])
         return RunOutcome(metrics, checkpoint=checkpoint)

@@ -11,7 +11,7 @@ from pytorch_lightning import LightningDataModule
 
 from health_ml.checkpoints.fetch import resolve_checkpoint
 from health_ml.environment import RunEnvironment, working_directory
-from health_ml.errors import CheckpointError, ContainerError, OutputError
+from health_ml.errors import ArgumentsError, CheckpointError, ContainerError, OutputError
 from health_ml.experiment_config import ExperimentConfig
 from health_ml.lightning_container import LightningContainer
 from health_ml.records.record import RunRecord
@@ -36,6 +36,13 @@ LOADERS_OF_STEPS = {
     "test_step": "test_dataloader",
 }
 """Which method of the data module feeds which method of the model."""
+
+LIMITS_OF_STEPS = {
+    "training_step": "limit_train_batches",
+    "validation_step": "limit_val_batches",
+    "test_step": "limit_test_batches",
+}
+"""Which argument of the Trainer says how often each method of the model is called."""
 
 
 class RunnerBase:
@@ -164,6 +171,19 @@ class RunnerBase:
             )
         return trainer
 
+    def check_not_skipped(self, trainer: Trainer, *steps: str) -> None:
+        """Raises if the Trainer is told to run none of these steps, so that it would do nothing.
+
+        :raises ArgumentsError: If so.
+        """
+        if any(has_batches(trainer, step) for step in steps):
+            return
+        limits = " and ".join(f"{LIMITS_OF_STEPS[step]}=0" for step in steps)
+        raise ArgumentsError(
+            f"With {limits} there is nothing to do.",
+            "Give a number above 0 as --pl_limit_…_batches or in get_trainer_arguments, or leave it out.",
+        )
+
     def trusts(self, checkpoint: Path) -> bool:
         """Returns True for a checkpoint of which this user knows who wrote it, so that torch may load all of it.
 
@@ -179,11 +199,12 @@ class RunnerBase:
             self.record.start_training(0)
 
     def evaluate(
-        self, trainer: Trainer, data: LightningDataModule, checkpoint: Path | None, *, has_validation: bool
+        self, trainer: Trainer, data: LightningDataModule, checkpoint: Path | None, *, steps: Sequence[str]
     ) -> dict[str, float]:
-        """Validates if asked to, tests if the model can, and returns the metrics.
+        """Validates and tests, and returns the metrics.
 
         :param checkpoint: Weights to load first; None: the model as it is in memory.
+        :param steps: What to do: ``validation_step``, ``test_step`` or both.
         """
         metrics: dict[str, float] = {}
         arguments: dict[str, Any] = {"datamodule": data, "verbose": False}
@@ -196,10 +217,10 @@ class RunnerBase:
             explained_refusal(self.container),
             explained_loading(checkpoint),
         ):
-            if has_validation:
+            if "validation_step" in steps:
                 self.seed()
                 metrics.update(as_numbers(*trainer.validate(self.container.model, **arguments)))
-            if self.container.has_custom_test_step():
+            if "test_step" in steps:
                 self.seed()  # the test is the same with and without a validation before it
                 metrics.update(as_numbers(*trainer.test(self.container.model, **arguments)))
         return metrics
@@ -240,6 +261,11 @@ def as_numbers(*results: Mapping[str, Any]) -> dict[str, float]:
             if not hasattr(value, "numel") or value.numel() == 1:
                 numbers[name] = float(value)
     return numbers
+
+
+def has_batches(trainer: Trainer, step: str) -> bool:
+    """True unless the Trainer is told to call this step for no batch at all."""
+    return bool(getattr(trainer, LIMITS_OF_STEPS[step]))
 
 
 def _has_loader(data: LightningDataModule, method: str) -> bool:

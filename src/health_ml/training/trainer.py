@@ -102,9 +102,9 @@ def _limits(container: LightningContainer) -> dict[str, Any]:
 def batch_limit(value: float | None) -> int | float | None:
     """Returns a limit as Lightning reads it: a whole number of batches as int, a fraction as float, all as None.
 
-    0 stands for all batches too, 1 for one batch, and 1.0 for 100 % of them.
+    0 stands for no batch, 1 for one batch, and 1.0 for 100 % of them.
     """
-    if not value:
+    if value is None:
         return None
     if isinstance(value, int) or value > 1:
         return int(value)

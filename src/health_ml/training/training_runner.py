@@ -29,7 +29,7 @@ from health_ml.training.distributed import choose_devices
 from health_ml.training.effective import check_checkpoint_is_read
 from health_ml.training.rank_launcher import RankLauncher, is_lost_connection, use_rank_launcher
 from health_ml.training.result import RunOutcome
-from health_ml.training.runner_base import RunnerBase, as_numbers
+from health_ml.training.runner_base import RunnerBase, as_numbers, has_batches
 from health_ml.training.user_code import explained_refusal, user_code
 from health_ml.training.weights import (
     LoadableCheckpoint,
@@ -116,6 +116,7 @@ class TrainingRunner(RunnerBase):
         data = self._prepare_training()
         trainer = self.create_trainer(is_inference=False)
         self._check_checkpoint_is_read(may_be_read_later=False)
+        self.check_not_skipped(trainer, "training_step")
         logger.info(f"Training on {_place_of(trainer)}, precision {trainer.precision}.")
         self._has_checkpoints = not getattr(trainer, "fast_dev_run", False)
         self._is_inference_distributed = self._needs_all_ranks_for_inference(trainer)
@@ -306,7 +307,7 @@ class TrainingRunner(RunnerBase):
             )
 
     def _infer(self, checkpoint: Path | None) -> dict[str, float]:
-        """Validates if asked to, tests if the model can, and returns the metrics."""
+        """Validates if asked to, tests if the model can, neither without batches, and returns the metrics."""
         has_validation = self.container.run_extra_val_epoch or self.container.run_inference_only
         steps = ["validation_step"] if has_validation and self.has_step("validation_step") else []
         if self.container.has_custom_test_step():
@@ -315,8 +316,13 @@ class TrainingRunner(RunnerBase):
             return {}
         with restored_environment():
             trainer = self.create_trainer(is_inference=True)
+            if self.container.run_inference_only:
+                self.check_not_skipped(trainer, *steps)
+            steps = [step for step in steps if has_batches(trainer, step)]
+            if not steps:
+                return {}
             data = self.get_data("get_data_module", steps)
-            return self.evaluate(trainer, data, checkpoint, has_validation="validation_step" in steps)
+            return self.evaluate(trainer, data, checkpoint, steps=steps)
 
 
 def _place_of(trainer: Trainer) -> str:

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from health_ml.checkpoints.signature import _signing_key, is_own, sign
+from health_ml.checkpoints.signature import _signing_key, check_signing_key, is_own, sign
+from health_ml.errors import CheckpointError
 from tests.unit.checkpoints.conftest import save
 
 
@@ -138,17 +139,48 @@ def test_the_key_is_private_and_the_same_for_all(tmp_path: Path, key: Path) -> N
     assert sign(path) == signatures[0]
 
 
-def test_a_key_that_others_can_read_or_that_is_damaged_is_replaced(tmp_path: Path, key: Path) -> None:
-    path = save(tmp_path / "a.ckpt")
-    first = sign(path)
-    for spoil in (lambda: key.chmod(0o644), lambda: key.write_bytes(b"short")):
-        _signing_key.cache_clear()
-        spoil()
-        again = sign(path)
-        assert again != first
-        assert stat.S_IMODE(key.stat().st_mode) == 0o600
-        assert len(key.read_bytes()) == 32
-        first = again
+@pytest.mark.parametrize("mode", [0o644, 0o640, 0o602, 0o777])
+def test_a_key_that_others_can_use_is_kept_and_made_private(
+    tmp_path: Path, key: Path, mode: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = signed_run(tmp_path / "run_1")
+    content = key.read_bytes()
+    key.chmod(mode)
+    _signing_key.cache_clear()
+    assert is_own(path)
+    assert (key.read_bytes(), stat.S_IMODE(key.stat().st_mode)) == (content, 0o600)
+    assert f"Others could use {key}" in caplog.text
+    caplog.clear()
+    _signing_key.cache_clear()
+    assert is_own(path)
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize("content", [b"", b"ab", bytes(31), bytes(33)])
+def test_a_damaged_key_is_never_replaced(tmp_path: Path, key: Path, content: bytes) -> None:
+    path = signed_run(tmp_path / "run_1")
+    _signing_key.cache_clear()
+    key.write_bytes(content)
+    for use in (lambda: sign(path), lambda: is_own(path), check_signing_key):
+        with pytest.raises(CheckpointError, match=r"is damaged: it has not 32 bytes\. Restore it from a backup, or"):
+            use()
+    assert key.read_bytes() == content
+    key.unlink()
+    check_signing_key()
+    assert not is_own(path)
+    assert len(key.read_bytes()) == 32
+
+
+def test_a_key_of_another_user_is_neither_used_nor_replaced(
+    tmp_path: Path, key: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = signed_run(tmp_path / "run_1")
+    content = key.read_bytes()
+    monkeypatch.setattr("os.geteuid", lambda: os.getuid() + 1)
+    _signing_key.cache_clear()
+    assert not is_own(path)
+    assert "(it belongs to another user)" in caplog.text
+    assert key.read_bytes() == content
 
 
 def test_without_a_place_for_the_key_it_lasts_as_long_as_the_process(

@@ -107,6 +107,15 @@ class Namesake(LightningContainer):
     config = param.String(default="mine")
 
 
+class Hub(LightningContainer):
+    """Has parameters that hold secrets, and some that only sound like it."""
+
+    hub_token = param.String(default="")
+    pin_password = param.Integer(default=0)
+    pad_token = param.String(default="")
+    address = param.String(default="")
+
+
 class PlainModel(LightningModule):
     pass
 

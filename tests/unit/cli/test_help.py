@@ -37,7 +37,7 @@ def test_without_a_model_every_flag_that_models_share_is_listed_once() -> None:
 def test_types_ranges_defaults_and_choices_are_shown() -> None:
     text = " ".join(text_of(width=120).split())
     for expected in (
-        "--max_epochs=INT Number of epochs to train. [at least 1, default 100]",
+        "--max_epochs=INT Number of epochs to train. [at least 1 and at most 1000000000, default 100]",
         "--l_rate_scheduler=Exponential|Step|Polynomial|Cosine|MultiStep How the learning rate decays. "
         "[default Polynomial]",
         "--use_mixed_precision On a GPU, compute in 16 bits where that is safe: bfloat16 where the GPU has it, else "

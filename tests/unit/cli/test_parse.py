@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from health_ml.cli.parse import ParsedCommand, parse
 from health_ml.deep_learning_config import LRSchedulerType, OptimizerType
 from health_ml.environment import RunEnvironment
-from health_ml.errors import ArgumentsError, ContainerError, HimlError, ModelSearchError
+from health_ml.errors import ArgumentsError, ContainerError, HimlError, ModelSearchError, PlanError
 from health_ml.experiment_config import DebugDDPOptions, ExperimentConfig, RunnerMode
 from tests.helpers.police import REPOSITORY
 from tests.unit.cli import sample_containers
@@ -247,6 +247,41 @@ def test_everything_that_is_wrong_is_reported_at_once() -> None:
         assert expected in text
 
 
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--adam_betas=1.5,2", "takes numbers of at least 0 and below 1, not 1.5"),
+        ("--adam_betas=nan,0.9", "takes numbers of at least 0 and below 1, not nan"),
+        ("--adam_betas=0.9", "it takes 2 numbers of at least 0 and below 1, separated by commas"),
+        ("--opt_eps=-1", "must be at least 0, not -1"),
+        ("--weight_decay=-1", "must be at least 0, not -1"),
+        ("--weight_decay=nan", "it takes a number, at least 0"),
+        ("--momentum=-1", "must be at least 0, not -1"),
+        ("--rms_alpha=2", "must be at most 1, not 2"),
+        ("--l_rate_polynomial_gamma=-5", "must be at least 0, not -5"),
+        ("--l_rate_exponential_gamma=nan", "it takes a number, at least 0"),
+        ("--l_rate_exponential_gamma=-2", "must be at least 0, not -2"),
+        ("--l_rate_step_gamma=-0.5", "must be at least 0, not -0.5"),
+        ("--l_rate_multi_step_gamma=-0.5", "must be at least 0, not -0.5"),
+        ("--l_rate_step_step_size=0", "must be at least 1, not 0"),
+        ("--l_rate=1e400", "takes finite numbers, not inf"),
+        ("--l_rate=-inf", "takes finite numbers, not -inf"),
+        ("--pl_limit_val_batches=inf", "takes finite numbers, not inf"),
+        ("--pl_limit_val_batches=nan", "it takes a number, at least 0"),
+        ("--max_num_gpus=-2", "must be at least -1, not -2"),
+        ("--max_num_gpus_inference=-2", "must be at least -1, not -2"),
+        ("--max_epochs=99999999999999999999", "must be at most 1000000000, not 99999999999999999999"),
+        ("--sweep=adam_betas='0.9,0.99','1.5,2'", "takes numbers of at least 0 and below 1, not 1.5"),
+        ("--sweep=momentum=0.5,-1", "must be at least 0, not -1"),
+    ],
+)
+def test_numbers_out_of_range(flag: str, message: str) -> None:
+    with pytest.raises(HimlError, match=r".") as caught:
+        parsed(flag)
+    assert message in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
 def test_there_are_no_abbreviations() -> None:
     assert "Unknown flag --max_e. Did you mean --max_epochs?" in problems_of("--max_e=5")
     assert "Unknown flag --num. Did you mean --num_nodes?" in problems_of("--num=3")
@@ -437,6 +472,14 @@ def test_trainer_arguments_do_not_clash_with_flags() -> None:
         (["--mode=eval_full"], "To use model evaluation, you need to provide a checkpoint"),
         (["--mode=eval_full", "--src_checkpoint=x", "--max_epochs=2"], "--max_epochs has no effect with --mode"),
         (["--mode=eval_full", "--src_checkpoint=x", "--pl_limit_val_batches=2"], "which only tests"),
+        (["--mode=eval_full", "--src_checkpoint=x", "--pl_limit_test_batches=0"], "--mode=eval_full nothing to do"),
+        (["--pl_limit_train_batches=0"], "greater than 0, not 0"),
+        (["--pl_limit_val_batches=0", "--run_extra_val_epoch"], "no effect with --pl_limit_val_batches=0"),
+        (["--pl_limit_val_batches=0", "--pl_num_sanity_val_steps=2"], "no effect with --pl_limit_val_batches=0"),
+        (
+            ["--run_inference_only", "--src_checkpoint=x", "--pl_limit_val_batches=0", "--pl_limit_test_batches=0"],
+            "leave --run_inference_only nothing to do",
+        ),
         (["--mode=eval_full", "--src_checkpoint=x", "--run_inference_only"], "contradict each other"),
         (["--run_inference_only", "--src_checkpoint=x", "--l_rate=2"], "--l_rate has no effect with"),
         (["--run_inference_only", "--src_checkpoint=x", "--pl_log_every_n_steps=2"], "n_steps has no effect with"),
@@ -478,11 +521,34 @@ def test_nothing_that_was_typed_is_ignored(flags: list[str], message: str) -> No
 
 
 @pytest.mark.parametrize(
+    ("flag", "names"),
+    [
+        ("--sweep=hub_token=sweepTok3nABCDEF123456,b address=x,y", "hub_token"),
+        ("--fan_out={'parameters': {'hub_token': ['sweepTok3nABCDEF123456', 'b'], 'pin_password': [1, 2]}}",
+         "hub_token, pin_password"),
+        ("--sweep=address='https://me:sweepTok3nABCDEF123456@host',x", "address"),
+    ],
+)  # fmt: skip
+def test_a_search_over_secrets_is_refused(flag: str, names: str) -> None:
+    with pytest.raises(PlanError, match=f"and those of {names} are secrets") as caught:
+        parse([f"--model={MODULE}.Hub", flag], start_directory=REPOSITORY)
+    assert "sweepTok3nABCDEF123456" not in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+def test_a_search_over_what_only_sounds_secret_is_none() -> None:
+    parsed_hub = parse([f"--model={MODULE}.Hub", "--sweep=pad_token=a,b"], start_directory=REPOSITORY)
+    assert parsed_hub.search_space is not None
+
+
+@pytest.mark.parametrize(
     "flags",
     [
         ["--no-wait_for_completion", "--hyperdrive=false", "--different_seeds=0", "--crossval_count=1"],
         ["--crossval_count=5", "--crossval_index=4"],
         ["--run_inference_only", "--src_checkpoint=x", "--pl_limit_test_batches=2", "--no-run_extra_val_epoch"],
+        ["--run_inference_only", "--src_checkpoint=x", "--pl_limit_val_batches=0"],
+        ["--pl_limit_val_batches=0", "--pl_limit_test_batches=0"],
         ["--azure_datasets=a", "--local_datasets=/x"],
     ],
 )

@@ -131,12 +131,6 @@ def test_warmup_epochs_without_warmup_have_no_effect() -> None:
     assert [first for first, _ in rates] == [1.0, 0.5, 0.25]
 
 
-def test_step_size_of_zero_means_no_steps() -> None:
-    optimizer = two_groups()
-    params = settings(l_rate_scheduler=LRSchedulerType.Step, l_rate_step_step_size=0)
-    assert advance(optimizer, SchedulerWithWarmUp(params, optimizer, num_epochs=3), 3) == [[1.0, 0.2]] * 3
-
-
 def test_multi_step_without_milestones_is_refused() -> None:
     optimizer = two_groups()
     params = settings(l_rate_scheduler=LRSchedulerType.MultiStep)

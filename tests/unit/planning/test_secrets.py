@@ -50,6 +50,14 @@ def test_names_that_only_sound_secret(name: str) -> None:
         ("the basic understanding", "the basic understanding"),
         ("lr=0.1 num_tokens=5", "lr=0.1 num_tokens=5"),
         ("ghp_" + "a" * 36, MASK),
+        ("hf_hub_download_timeout_seconds", "hf_hub_download_timeout_seconds"),
+        ("sent X-Api-Key: 0f3c-Q.9 to host", f"sent X-Api-Key: {MASK} to host"),
+        ('{"x-api-key": "hunter22"}', f'{{"x-api-key": "{MASK}"}}'),
+        ("Ocp-Apim-Subscription-Key: abcdef", f"Ocp-Apim-Subscription-Key: {MASK}"),
+        ("X-Api-Key: <key> X-Request-Id: abcdefgh", "X-Api-Key: <key> X-Request-Id: abcdefgh"),
+        ("--auth=foo: it takes", "--auth=foo: it takes"),
+        ("--auth=user:hunter22", f"--auth={MASK}"),
+        ("--hub_token=foo: it takes", f"--hub_token={MASK}: it takes"),
     ],
 )
 def test_texts(text: str, masked: str) -> None:
@@ -72,6 +80,8 @@ def test_a_program_keeps_its_ordinary_names() -> None:
         ("password", None, None),
         ("password", "", ""),
         ("token", 5, 5),
+        ("auth", "managed_identity", "managed_identity"),
+        ("auth", "user1", MASK),
         ("use_token", True, True),
         ("url", "https://a:b@host", f"https://{MASK}@host"),
         ("l_rate", 0.1, 0.1),

@@ -46,7 +46,7 @@ def test_all_batches_by_default(tmp_path: Path) -> None:
     assert (len(model.trained), len(model.validated), len(model.tested)) == (8, 8, 8)
 
 
-@pytest.mark.parametrize(("limit", "batches"), [(3, 3), (3.0, 3), (0.5, 4), (1, 1), (1.0, 8), (0, 8)])
+@pytest.mark.parametrize(("limit", "batches"), [(3, 3), (3.0, 3), (0.5, 4), (1, 1), (1.0, 8)])
 def test_limits(tmp_path: Path, limit: float, batches: int) -> None:
     limits = {f"pl_limit_{stage}_batches": limit for stage in ("train", "val", "test")}
     trainer, model, _, _ = fit(tmp_path, max_epochs=1, **limits)
@@ -64,9 +64,16 @@ def test_limits_are_independent(tmp_path: Path) -> None:
     assert (len(model.trained), len(model.validated), len(model.tested)) == (1, 2, 3)
 
 
-@pytest.mark.parametrize("value", [None, 0, 0.0])
-def test_no_limit_is_no_argument(value: float | None) -> None:
-    assert batch_limit(value) is None
+@pytest.mark.parametrize("limit", [0, 0.0])
+def test_zero_batches_are_none(tmp_path: Path, limit: float) -> None:
+    trainer, model, _, _ = fit(tmp_path, max_epochs=1, pl_limit_val_batches=limit, pl_limit_test_batches=limit)
+    trainer.test(model, datamodule=TinyData(), verbose=False)
+
+    assert (len(model.trained), len(model.validated), len(model.tested)) == (8, 0, 0)
+
+
+def test_no_limit_is_no_argument() -> None:
+    assert batch_limit(None) is None
 
 
 def test_sanity_validation(tmp_path: Path) -> None:
