@@ -167,7 +167,7 @@ def _small_disk(trial: Trial) -> Iterator[tuple[int | None, object]]:
         yield trial.dice.randint(500, 40_000), lambda: None
         return
     try:
-        filler = trial.run_folder / "filler"
+        filler = trial.run_folder / ".filler"
         filler.write_bytes(bytes((2 << 20) - trial.dice.randint(8, 90) * 4096))
         yield None, lambda: filler.unlink()
         copy = trial.folder / "copy"

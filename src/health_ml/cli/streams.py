@@ -6,10 +6,7 @@ import errno
 import io
 import os
 import sys
-from typing import TYPE_CHECKING, TextIO
-
-if TYPE_CHECKING:
-    from _typeshed import ReadableBuffer
+from typing import Any, TextIO
 
 _NOBODY_READS = (errno.EPIPE, errno.EIO)
 """What the system says of a pipe whose reader has ended, and of a terminal that was closed."""
@@ -18,7 +15,7 @@ _NOBODY_READS = (errno.EPIPE, errno.EIO)
 class LastingFile(io.FileIO):
     """An open file that takes what nobody reads any more: from then on, everything goes to nowhere."""
 
-    def write(self, data: ReadableBuffer, /) -> int:
+    def write(self, data: Any, /) -> int:
         """Returns how many bytes were written or are lost.
 
         :raises OSError: If the file cannot be written for another reason, for example because the disk is full.
