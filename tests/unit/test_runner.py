@@ -228,7 +228,7 @@ def test_sync_with_a_server_that_is_down_is_one_paragraph(tmp_path: Path, capfd:
         assert main(["--sync=my_run", f"--output_to={tmp_path}", "--tracking_uri=http://127.0.0.1:9"]) == 1
     error = capfd.readouterr().err
     assert "Traceback" not in error
-    assert "nobody answers there (connection refused). Catch up with: himl-runner --sync=my_run" in error
+    assert "nobody answers there (connection refused). Type the command again when that has changed." in error
     assert len(error.splitlines()) <= 4
 
 

@@ -20,6 +20,7 @@ def sync_run(command: CommandLine, *, start_directory: Path) -> str:
     flags = read_store_flags(
         command, start_directory=start_directory, mode="--sync", allowed=frozenset({"tracking_uri"})
     )
+    from health_ml.records.mirror_state import CATCH_UP
     from health_ml.records.sync import sync  # loads what only this needs
 
     folder = find_run_folder(command.sync, start_directory, flags.output_to)
@@ -30,5 +31,6 @@ def sync_run(command: CommandLine, *, start_directory: Path) -> str:
         )
     state = sync(folder, tracking_uri=flags.config.tracking_uri, project_root=start_directory)
     if not state.is_complete:
-        raise BackendError(state.message)
+        message, _, _ = state.message.partition(CATCH_UP)  # that would be this command
+        raise BackendError(message.strip(), "Type the command again when that has changed.")
     return state.message

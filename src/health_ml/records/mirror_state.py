@@ -134,6 +134,10 @@ def _size(path: Path) -> int:
     return path.stat().st_size if path.is_file() else 0
 
 
+CATCH_UP = "Catch up with:"
+"""What the advice in a message about a mirror begins with."""
+
+
 def lack_message(record_folder: Path, progress: MirrorProgress) -> str:
     """Returns what MLflow lacks of a record that has ended, why, and the way out."""
     missing = count_lines(record_folder / RECORD_METRICS_FILE, position=progress.positions.get(RECORD_METRICS_FILE, 0))
@@ -154,8 +158,8 @@ def catch_up_hint(record_folder: Path) -> str:
     """Returns what the user can do about a mirror that lacks something, in whatever folder that is typed."""
     run = record_folder.absolute().parent
     if run.name == OUTPUTS_FOLDER:  # in a job, whose disk goes away
-        return "Catch up with: download its outputs to FOLDER, and himl-runner --sync=outputs --output_to=FOLDER"
-    return f"Catch up with: himl-runner --sync={shlex.quote(run.name)} --output_to={shlex.quote(str(run.parent))}"
+        return f"{CATCH_UP} download its outputs to FOLDER, and himl-runner --sync=outputs --output_to=FOLDER"
+    return f"{CATCH_UP} himl-runner --sync={shlex.quote(run.name)} --output_to={shlex.quote(str(run.parent))}"
 
 
 @contextmanager

@@ -15,10 +15,12 @@ import math
 import os
 import posixpath
 import re
+import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import unquote
 
@@ -103,8 +105,6 @@ def open_client(tracking_uri: str) -> MlflowClient:
 
 
 def _create_database(database: Path) -> None:
-    from mlflow import MlflowClient
-
     database.parent.mkdir(parents=True, exist_ok=True)
     with _passing_lock(database.with_name(f".{database.name}.lock")):
         if database.exists():
@@ -112,11 +112,25 @@ def _create_database(database: Path) -> None:
         temporary = database.with_name(f".{database.name}.new")
         temporary.unlink(missing_ok=True)
         try:
-            with working_directory(database.parent):
-                MlflowClient(f"{_SQLITE}{temporary}").search_experiments(max_results=1)
+            _make_tables(temporary)
             _move_without_overwriting(temporary, database)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def _make_tables(database: Path) -> None:
+    """Makes the tables of MLflow, with the folder for artifacts beside the database."""
+    # MLflow writes the working directory into its SQL in the quotes of Python. Where SQL needs others, it works in
+    # another folder, and the right one is set afterwards.
+    from mlflow import MlflowClient
+
+    folder = str(database.parent)
+    is_plain = repr(folder) == f"'{folder}'"
+    with TemporaryDirectory() as elsewhere, working_directory(database.parent if is_plain else Path(elsewhere)):
+        MlflowClient(f"{_SQLITE}{database}").search_experiments(max_results=1)
+    if not is_plain:
+        with closing(sqlite3.connect(database)) as connection, connection:
+            connection.execute("UPDATE experiments SET artifact_location = ?", (f"{folder}/mlruns/0",))  # the first one
 
 
 def _move_without_overwriting(source: Path, target: Path) -> None:

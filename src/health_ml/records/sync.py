@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -58,11 +60,26 @@ def _sync(folder: Path, settings: MirrorSettings, credentials: Mapping[str, str]
                 "It carries everything over by itself; try again when the run has ended.",
             )
         address = {ENV_MLFLOW_TRACKING_URI: settings.tracking_uri}
-        with environment_variables({**mlflow_environment(process_environment()), **credentials, **address}):
+        variables = {**mlflow_environment(process_environment()), **credentials, **address}
+        with environment_variables(variables), _quiet_mlflow():
             fan_out = FanOutFolder(folder.parent)
             if fan_out.exists:
                 return FanOutMirror(fan_out, settings, wait=time.sleep).run_once()
             return MirrorLoop(folder, settings, wait=time.sleep).run_once()
+
+
+@contextmanager
+def _quiet_mlflow() -> Iterator[None]:
+    """Drops what MLflow logs in the body: the state of the mirror says in a sentence what went wrong."""
+    import mlflow  # noqa: F401 - loading it sets the levels of its loggers
+
+    library = logging.getLogger("mlflow")
+    before = library.level
+    library.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        library.setLevel(before)
 
 
 def _settings(folder: Path, tracking_uri: str, project_root: Path) -> tuple[MirrorSettings, dict[str, str]]:

@@ -52,6 +52,15 @@ def new_run(store: str, name: str = "r1") -> MlflowRun:
     )
 
 
+@pytest.mark.parametrize("name", ["it's", 'it\'s "q"', "a 'b'", "back\\slash"])
+def test_folders_with_quotes(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / name
+    store = f"sqlite:///{folder / 'mlflow.db'}"
+    new_run(store)
+    locations = {found.name: found.artifact_location for found in open_client(store).search_experiments()}
+    assert locations == {"Default": f"{folder}/mlruns/0", "E": f"{folder}/mlruns/1"}
+
+
 def test_ten_processes_may_make_store_and_experiment_at_once(tmp_path: Path) -> None:
     finished = subprocess.run(
         [sys.executable, "-c", CREATE_AT_ONCE, str(tmp_path)], capture_output=True, text=True, timeout=120, check=False
