@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from health_ml.azure import blob_writer
 from health_ml.azure.auth import get_credential
 from health_ml.azure.client import WorkspaceName, connect
 from health_ml.azure.code_upload import CodeUpload, UploadReport, memory_file
@@ -18,6 +20,8 @@ from health_ml.azure.job_start import prepare
 from health_ml.azure.rest import ARM_ADDRESS, Patience, RestClient
 from health_ml.azure.storage import permission_for
 from health_ml.errors import BackendError, SnapshotError
+from health_ml.planning import file_hashes
+from health_ml.planning.file_hashes import key_of
 from health_ml.planning.snapshot import take_snapshot
 from tests.azureml.service import AzureML
 
@@ -183,6 +187,45 @@ def test_a_file_that_changes_meanwhile_is_noticed(sender: Sender) -> None:
         with pytest.raises(SnapshotError, match=f"{name} was changed while the job was submitted"):
             sender.send(code)
     assert sender.azureml.received("PUT", "*/codes/*") == []
+
+
+def known_code(sender: Sender) -> JobCode:
+    """Returns the code of the folder after its hashes were remembered."""
+    time.sleep(2 * file_hashes.FINE_CLOCK_MARGIN_NS / 1e9)
+    snapshot = take_snapshot(sender.folder, cache_folder=sender.cache)
+    return job_code(snapshot, sender.folder, has_runner=True, cache_folder=sender.cache)
+
+
+def test_a_large_file_whose_hash_is_remembered_is_not_hashed_again(
+    sender: Sender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large = sender.folder / "large.bin"
+    large.write_bytes(b"x" * (9 << 20))
+    code = known_code(sender)
+    facts = large.stat()
+    large.write_bytes(b"y" * (9 << 20))
+    with pytest.raises(SnapshotError, match=r"large\.bin was changed while the job was submitted"):
+        sender.send(code)
+    # Only a file with the very same times passes: this is how the test can tell that nothing was hashed.
+    monkeypatch.setattr(blob_writer, "key_of", lambda _: key_of(facts))
+    assert sender.stored(sender.send(code))["large.bin"] == b"y" * (9 << 20)
+
+
+def test_a_large_file_that_changes_while_it_is_read_is_noticed(sender: Sender, monkeypatch: pytest.MonkeyPatch) -> None:
+    large = sender.folder / "large.bin"
+    large.write_bytes(b"x" * (20 << 20))
+    code = known_code(sender)
+    put = blob_writer.BlobWriter._put_block
+
+    def change_and_put(writer: blob_writer.BlobWriter, name: str, block: str, content: bytes) -> None:
+        with large.open("r+b") as stream:
+            stream.write(b"y")
+        put(writer, name, block, content)
+
+    monkeypatch.setattr(blob_writer.BlobWriter, "_put_block", change_and_put)
+    monkeypatch.setattr(blob_writer, "WORKERS", 1)
+    with pytest.raises(SnapshotError, match=r"large\.bin was changed while the job was submitted"):
+        sender.send(code)
 
 
 def test_a_refused_upload_registers_nothing(sender: Sender) -> None:

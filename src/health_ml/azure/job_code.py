@@ -21,7 +21,7 @@ from pathlib import Path
 import health_ml
 from health_ml.azure import job_start
 from health_ml.errors import SnapshotError
-from health_ml.planning.file_hashes import EXECUTABLE_MODE, PLAIN_MODE, SnapshotFile
+from health_ml.planning.file_hashes import EXECUTABLE_MODE, PLAIN_MODE, Key, SnapshotFile, is_remembered
 from health_ml.planning.snapshot import Snapshot, take_snapshot
 
 LAYOUT_VERSION = 2
@@ -62,6 +62,7 @@ class JobCode:
     :param runner: The runner's source; empty if the job has it already.
     :param package: Folder of the runner's source.
     :param own: The files that exist nowhere else, with their content.
+    :param cache_folder: Where hashes of files are remembered, or None.
     """
 
     snapshot: Snapshot
@@ -69,6 +70,7 @@ class JobCode:
     runner: Snapshot
     package: Path
     own: Mapping[str, bytes]
+    cache_folder: Path | None = None
 
     @cached_property
     def content_hash(self) -> str:
@@ -95,6 +97,12 @@ class JobCode:
         if file.path.startswith(_RUNNER_SOURCE):
             return self.package / file.path.removeprefix(_RUNNER_SOURCE)
         return self.folder / file.path
+
+    def is_remembered(self, file: SnapshotFile, key: Key) -> bool:
+        """Returns True if a file of the user is remembered with its hash, by what it is known now."""
+        if self.cache_folder is None or self.place(file) != self.folder / file.path:
+            return False
+        return is_remembered(self.folder.resolve(), file, key, cache_folder=self.cache_folder)
 
     def read(self, file: SnapshotFile) -> bytes:
         """Returns the content of a file.
@@ -153,7 +161,7 @@ def job_code(snapshot: Snapshot, folder: Path, *, has_runner: bool, cache_folder
     own = {job_start.START_FILE: Path(job_start.__file__).read_bytes()}
     if executables:
         own[job_start.EXECUTABLES_FILE] = json.dumps(executables).encode()
-    return JobCode(snapshot, folder, runner, package, own)
+    return JobCode(snapshot, folder, runner, package, own, cache_folder)
 
 
 def layout(code: JobCode) -> list[StoredBlob]:

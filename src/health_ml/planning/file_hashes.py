@@ -37,7 +37,7 @@ FINE_CLOCK_MARGIN_NS = 20_000_000
 COARSE_CLOCK_MARGIN_NS = 2_000_000_000
 """File systems that keep whole seconds may keep only the even ones."""
 
-_Key = tuple[int, int, int, int]
+Key = tuple[int, int, int, int]
 
 
 class SnapshotFile(NamedTuple):
@@ -55,7 +55,7 @@ class SnapshotFile(NamedTuple):
     sha256: str
 
 
-_Remembered = tuple[_Key, str]
+_Remembered = tuple[Key, str]
 """By what a file is known again, and the hash of its content."""
 
 _FACTS = struct.Struct("<4q")
@@ -94,7 +94,7 @@ def hash_files(folder: Path, files: Sequence[FoundFile], *, cache_folder: Path |
     return sorted(hashed, key=lambda file: places[file.path])
 
 
-def _hash_fresh(folder: Path, files: list[FoundFile]) -> Iterable[tuple[SnapshotFile, _Key | None]]:
+def _hash_fresh(folder: Path, files: list[FoundFile]) -> Iterable[tuple[SnapshotFile, Key | None]]:
     if not files:
         return []
     base = os.path.join(folder, "")
@@ -114,7 +114,7 @@ def _hash_fresh(folder: Path, files: list[FoundFile]) -> Iterable[tuple[Snapshot
     return [entry for part in parts for entry in part]
 
 
-def _hash_some(base: str, files: list[FoundFile], problems: list[str]) -> list[tuple[SnapshotFile, _Key | None]]:
+def _hash_some(base: str, files: list[FoundFile], problems: list[str]) -> list[tuple[SnapshotFile, Key | None]]:
     buffer = memoryview(bytearray(BLOCK_BYTES))
     found = []
     for path, _ in files:
@@ -128,7 +128,7 @@ def _hash_some(base: str, files: list[FoundFile], problems: list[str]) -> list[t
     return found
 
 
-def _hash_one(base: str, path: str, buffer: memoryview) -> tuple[SnapshotFile, _Key | None] | None:
+def _hash_one(base: str, path: str, buffer: memoryview) -> tuple[SnapshotFile, Key | None] | None:
     """Returns a file with its hash, and by what it is known again if it can be; None if it is gone.
 
     :raises OSError: If it cannot be read, or if it changed each time while it was read.
@@ -145,9 +145,9 @@ def _hash_one(base: str, path: str, buffer: memoryview) -> tuple[SnapshotFile, _
             after = os.fstat(descriptor)
         finally:
             os.close(descriptor)
-        if _key_of(before) == _key_of(after):
+        if key_of(before) == key_of(after):
             file = SnapshotFile(path, before.st_size, _mode_of(before), sha256)
-            return file, _key_of(before) if _is_settled(before, started_ns) else None
+            return file, key_of(before) if _is_settled(before, started_ns) else None
     raise OSError(0, "something writes to it all the time")
 
 
@@ -169,8 +169,17 @@ def hash_descriptor(descriptor: int, buffer: memoryview, *, size: int) -> str:
             return digest.hexdigest()
 
 
-def _key_of(facts: os.stat_result) -> _Key:
+def key_of(facts: os.stat_result) -> Key:
+    """Returns by what a file is known again: its size, the times of its last changes, and its inode."""
     return facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, facts.st_ino
+
+
+def is_remembered(folder: Path, file: SnapshotFile, key: Key, *, cache_folder: Path) -> bool:
+    """Returns True if a file of a folder is remembered with the hash that it has in a snapshot.
+
+    :param key: By what it is known now.
+    """
+    return _HashCache(folder, cache_folder).load().get(file.path) == (key, file.sha256)
 
 
 def _mode_of(facts: os.stat_result) -> int:
