@@ -22,6 +22,7 @@ from health_ml.errors import ArgumentsError
 SOURCE_FILE = "config file"
 TRAINER_PREFIX = "trainer."
 TRAINER_KEY = "trainer"
+MOST_VALUES = 100_000
 _NULL_TAG = "tag:yaml.org,2002:null"
 
 
@@ -127,6 +128,7 @@ def _read(file: str, path: Path) -> list[FileEntry]:
             return []
         if not isinstance(root, yaml.MappingNode):
             raise ValueError(f"line {_line(root)}: expected 'flag: value' pairs.")
+        _check_aliases(root)
         return _entries(loader, root, file=file, prefix="")
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
@@ -138,6 +140,29 @@ def _read(file: str, path: Path) -> list[FileEntry]:
     finally:
         if loader is not None:
             loader.dispose()
+
+
+def _check_aliases(root: yaml.Node) -> None:
+    """Raises if aliases make so much of a few lines that no program could go through it."""
+    sizes: dict[int, int] = {}
+    repeated: list[yaml.Node] = []
+
+    def size(node: yaml.Node) -> int:
+        if isinstance(node, yaml.ScalarNode):
+            return 1
+        if id(node) not in sizes:
+            sizes[id(node)] = 0  # while it is being measured
+            children = (child for item in node.value for child in (item if isinstance(item, tuple) else (item,)))
+            sizes[id(node)] = 1 + sum(map(size, children))
+        elif sizes[id(node)]:
+            repeated.append(node)
+        else:
+            raise ValueError(f"line {_line(node)}: this value contains itself, by an alias (*name).")
+        return sizes[id(node)]
+
+    count = size(root)
+    if count > MOST_VALUES and repeated:
+        raise ValueError(f"its aliases (*name) make {count} values of it, and at most {MOST_VALUES} make sense.")
 
 
 def _entries(loader: yaml.SafeLoader, mapping: yaml.MappingNode, *, file: str, prefix: str) -> list[FileEntry]:

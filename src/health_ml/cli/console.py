@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import shlex
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -14,6 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from health_ml.planning.secrets import mask_text
+from health_ml.planning.shell_words import quoted
+from health_ml.planning.tree_walk import shown_path
 from health_ml.settings import RECORD_MIRROR_DOCUMENT
 
 if TYPE_CHECKING:
@@ -91,10 +92,10 @@ def render_summary(result: RunResult, *, is_in_azureml: bool = False) -> str:
     lines += [f"  {message}" for message in result.messages]
     lines += _divergence_lines(result.metrics)
     lines += _metric_lines(result.metrics)
-    rows = [("files", f"himl-download --run={shlex.quote(result.run_id)}")] if is_in_azureml else _file_rows(result)
+    rows = [("files", f"himl-download --run={quoted(result.run_id)}")] if is_in_azureml else _file_rows(result)
     rows += _mlflow_row(result.paths.record)
     if result.checkpoint is not None and result.checkpoint.is_relative_to(result.paths.checkpoints):
-        source = f"--src_checkpoint={shlex.quote(result.run_id)}"
+        source = f"--src_checkpoint={quoted(result.run_id)}"
         is_trained = result.exit_code == 0 or result.error is not None
         more = " --max_epochs=<more>" if is_trained else ""
         rows.append(("resume", f"himl-runner <the same flags> --resume_training {source}{more}"))
@@ -102,10 +103,10 @@ def render_summary(result: RunResult, *, is_in_azureml: bool = False) -> str:
 
 
 def _file_rows(result: RunResult) -> list[tuple[str, str]]:
-    rows = [("folder", str(result.paths.outputs))]
+    rows = [("folder", shown_path(str(result.paths.outputs)))]
     if result.checkpoint is not None:
-        rows.append(("checkpoint", str(result.checkpoint)))
-    return [*rows, ("TensorBoard", f"tensorboard --logdir {shlex.quote(str(result.paths.lightning_logs))}")]
+        rows.append(("checkpoint", shown_path(str(result.checkpoint))))
+    return [*rows, ("TensorBoard", f"tensorboard --logdir {quoted(str(result.paths.lightning_logs))}")]
 
 
 def _divergence_lines(metrics: Mapping[str, float]) -> list[str]:
@@ -139,7 +140,7 @@ def _mlflow_row(record: Path) -> list[tuple[str, str]]:
         return [("AzureML", f"https://ml.azure.com/runs/{run}?wsid=/subscriptions/{workspace}")] if run else []
     if uri.startswith(("http://", "https://")):
         return [("MLflow", uri)]
-    return [("MLflow", f"mlflow ui --backend-store-uri {shlex.quote(uri)}")]
+    return [("MLflow", f"mlflow ui --backend-store-uri {quoted(uri)}")]
 
 
 # --- errors in the user's code ----------------------------------------------------------------------------------------

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +21,7 @@ from health_ml.planning.large_grids import split_plan
 from health_ml.planning.plan import JobPlan
 from health_ml.planning.provenance import GitState, read_git_state
 from health_ml.planning.secret_files import check_secret_files
+from health_ml.planning.shell_words import quoted
 from health_ml.planning.snapshot import Snapshot, hash_cache_folder, take_snapshot, user_cache_folder
 from health_ml.records.encoding import encode_value
 from health_ml.settings import MLFLOW_DATABASE, MLFLOW_DATABASE_LOCK, OUTPUTS_FOLDER
@@ -199,14 +199,14 @@ def submitted_text(handle: RunHandle, backend: Backend, *, output_to: Path | Non
     rows = [("follow", "attach"), ("status", "status"), ("cancel", "cancel")]
     lines = [f"Submitted run {handle.run_id} to {backend.name}."]
     lines += [f"  {name:<10}{text}" for name, text in handle.facts().items()]
-    lines += [f"  {name:<10}himl-runner --{flag}={shlex.quote(handle.run_id)}{store}" for name, flag in rows]
+    lines += [f"  {name:<10}himl-runner --{flag}={quoted(handle.run_id)}{store}" for name, flag in rows]
     return "\n".join(lines)
 
 
 def _finding_flags(handle: RunHandle, output_to: Path | None) -> str:
     """Returns the flags without which another command does not find a run."""
     flags = [*handle.finding_flags, *([f"--output_to={output_to}"] if output_to else [])]
-    return "".join(f" {shlex.quote(flag)}" for flag in flags)
+    return "".join(f" {quoted(flag)}" for flag in flags)
 
 
 def follow(handle: RunHandle, write: Write, *, output_to: Path | None = None) -> int:

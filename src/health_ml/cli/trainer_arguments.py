@@ -34,6 +34,12 @@ ARGUMENTS_OF_THE_RUNNER: Mapping[str, str] = {
 """Trainer arguments that the runner sets itself, and why they cannot be given."""
 
 
+_FORMS: Mapping[str, str] = {
+    "max_time": 'days:hours:minutes:seconds like 00:12:00:00, or a mapping like {"hours": 12}',
+}
+"""What values look like, where the types of Lightning do not tell."""
+
+
 def is_trainer_argument(given: Given) -> bool:
     """True if the value is meant for the Lightning Trainer."""
     return given.name.startswith(TRAINER_PREFIX)
@@ -92,6 +98,9 @@ def _refusal(values: Mapping[str, Any]) -> str:
         # An environment of its own, so that it does not ask a scheduler for the other processes of the run.
         with silence():
             Trainer(**{**quiet, "plugins": [LightningEnvironment()], **values})
+    except AttributeError:  # a value of another type, of which Lightning says only what it lacks
+        wanted = [f"{name} takes {_FORMS.get(name) or trainer_signature()[name].annotation}" for name in values]
+        return f"the Lightning Trainer cannot use it: {', '.join(wanted)}."
     except Exception as error:  # Lightning raises whatever the first use of a wrong value leads to
         text = " ".join(str(error).split()) or type(error).__name__
         return f"the Lightning Trainer refuses it: {text.rstrip('.')}."

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable, Sequence
 
 from health_ml.cli.command_line import RESERVED
-from health_ml.cli.config_file import TRAINER_PREFIX
+from health_ml.cli.config_file import TRAINER_KEY, TRAINER_PREFIX
 from health_ml.cli.given import NEGATION, SOURCE_COMMAND_LINE, Given
 from health_ml.cli.trainer_arguments import ARGUMENTS_OF_THE_RUNNER, ARGUMENTS_WITH_FLAG, trainer_signature
 from health_ml.errors import join_choices, nearest_names
@@ -24,6 +24,9 @@ def _problem(given: Given, names: Sequence[str]) -> str:
     is_flag = given.source == SOURCE_COMMAND_LINE
     if not is_flag and given.name in RESERVED:
         return f"{given.shown}: --{given.name} works on the command line only."
+    if given.name == TRAINER_KEY:
+        example = "--trainer.max_steps=5" if is_flag else "a line 'trainer:', and below it, indented, 'max_steps: 5'"
+        return f"{given.shown}: this name takes arguments of the Lightning Trainer, for example {example}."
     kind = "Unknown flag" if is_flag else "Unknown name"
     shown = given.shown.split("=")[0].split(" ")[0] if is_flag else given.shown
     suggestions = _trainer_flag(given.name) or suggest(given.name, names)

@@ -222,8 +222,12 @@ def _mask_literal(match: re.Match[str]) -> str:
     return f"{name}{between}{quote}{MASK}" if is_masked else match[0]
 
 
+_HOLES = frozenset({"VALUE", "TEXT"})
+"""What stands for a value in advice such as ``--set hub_token=VALUE``."""
+
+
 def _mask_assignment(match: re.Match[str]) -> str:
-    is_secret = is_secret_name(match[1]) and _can_be_secret(match[1], match[2])
+    is_secret = is_secret_name(match[1]) and _can_be_secret(match[1], match[2]) and match[2].rstrip(".") not in _HOLES
     return f"{match[1]}={MASK}" if is_secret else match[0]
 
 

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from health_ml.errors import SnapshotError
 from health_ml.planning.ignore import DEFAULT_SOURCE, FolderRules, IgnoreRules, Verdict, tracked_despite_patterns
 from health_ml.planning.ignore_patterns import IgnoreRule, bytes_view
+from health_ml.planning.shell_words import quoted
 from health_ml.settings import AMLIGNORE_FILE
 
 FoundFile = tuple[str, os.stat_result]
@@ -237,10 +238,10 @@ class _Walk:
 
 
 def shown_path(path: str) -> str:
-    """Returns a path as one line that a terminal can show, whatever its name is made of."""
+    """Returns a path as one line that a terminal can show and a shell can read, whatever its name is made of."""
     if not path:
         return "The folder itself"
-    return path if path.isprintable() else repr(path)
+    return path if path.isprintable() else quoted(path)
 
 
 def _with_folders_above(path: str) -> Iterator[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from health_ml.planning.secrets import mask_text
+from health_ml.planning.shell_words import quoted
 from health_ml.records.lines import count_lines
 from health_ml.records.reader import read_document
 from health_ml.settings import (
@@ -159,7 +159,7 @@ def catch_up_hint(record_folder: Path) -> str:
     run = record_folder.absolute().parent
     if run.name == OUTPUTS_FOLDER:  # in a job, whose disk goes away
         return f"{CATCH_UP} download its outputs to FOLDER, and himl-runner --sync=outputs --output_to=FOLDER"
-    return f"{CATCH_UP} himl-runner --sync={shlex.quote(run.name)} --output_to={shlex.quote(str(run.parent))}"
+    return f"{CATCH_UP} himl-runner --sync={quoted(run.name)} --output_to={quoted(str(run.parent))}"
 
 
 @contextmanager

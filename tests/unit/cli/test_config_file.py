@@ -16,6 +16,7 @@ from health_ml.errors import ArgumentsError
 from health_ml.experiment_config import DebugDDPOptions
 from tests.unit.cli.sample_containers import Colour
 
+BOMB = "a0: &a0 [x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 9))
 MODULE = "tests.unit.cli.sample_containers"
 
 
@@ -150,10 +151,23 @@ def test_everything_wrong_is_reported_with_its_line(tmp_path: Path) -> None:
         (b"tag: \xff\xfe\n", "it is not YAML"),
         ("a: " + "[" * 5000, "--config=run.yaml: "),
         ("tag: a\n---\ntag: b\n", "line 2: "),
+        (BOMB, "its aliases (*name) make 102908576 values"),
+        ("a: &a\n  <<: *a\n", "line 1: this value contains itself"),
+        ("some_texts: &a [x, *a]\n", "line 1: this value contains itself"),
+        ("trainer: 5\n", "trainer=5 (run.yaml, line 1): this name takes arguments of the Lightning Trainer"),
     ],
 )
 def test_malformed_files(tmp_path: Path, text: str | bytes, message: str) -> None:
     assert message in problems_of(tmp_path, text)
+
+
+def test_a_long_list_and_a_few_aliases_are_fine(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text(f"a: &a [{'1, ' * 120_000}1]\n")
+    (entry,) = read_config_files(["run.yaml"], start_directory=tmp_path)
+    assert len(entry.native) == 120_001
+    (tmp_path / "run.yaml").write_text("a: &a [1, 2]\nb: [*a, *a]\nc: {<<: &c {x: 1}, y: *c}\n")
+    entries = read_config_files(["run.yaml"], start_directory=tmp_path)
+    assert [entry.native for entry in entries] == [[1, 2], [[1, 2], [1, 2]], {"x": 1, "y": {"x": 1}}]
 
 
 def test_files_that_cannot_be_read_are_all_named(tmp_path: Path) -> None:

@@ -441,6 +441,8 @@ def test_flags_without_effect_in_a_trial_run(flag: str) -> None:
         ("--trainer.gpus=1", "Use devices and accelerator"),
         ("--trainer.enable_progress_bar=false", "use --pl_progress_bar_refresh_rate"),
         ("--trainer.devices=[1", "it is not JSON"),
+        ("--trainer.max_time=1", "max_time takes days:hours:minutes:seconds like 00:12:00:00, or a mapping"),
+        ("--trainer=5", "--trainer=5: this name takes arguments of the Lightning Trainer, for example --trainer.max"),
     ],
 )
 def test_trainer_arguments_that_are_refused(flag: str, message: str) -> None:

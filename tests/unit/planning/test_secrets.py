@@ -56,6 +56,7 @@ def test_names_that_only_sound_secret(name: str) -> None:
         ("Ocp-Apim-Subscription-Key: abcdef", f"Ocp-Apim-Subscription-Key: {MASK}"),
         ("X-Api-Key: <key> X-Request-Id: abcdefgh", "X-Api-Key: <key> X-Request-Id: abcdefgh"),
         ("--auth=foo: it takes", "--auth=foo: it takes"),
+        ("Give the value again: --set hub_token=VALUE.", "Give the value again: --set hub_token=VALUE."),
         ("--auth=user:hunter22", f"--auth={MASK}"),
         ("--hub_token=foo: it takes", f"--hub_token={MASK}: it takes"),
     ],
