@@ -50,7 +50,7 @@ class ArgumentsContainer(LineContainer):
 @pytest.mark.parametrize(
     ("limits", "parameters", "mode", "message"),
     [
-        (("train",), {}, RunnerMode.TRAIN, "With limit_train_batches=0 there is nothing to do"),
+        (("train",), {"resume_training": True}, RunnerMode.TRAIN, "With limit_train_batches=0 there is nothing to do"),
         (("test",), {}, RunnerMode.EVAL_FULL, "With limit_test_batches=0 there is"),
         (
             ("val", "test"),

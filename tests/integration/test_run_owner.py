@@ -25,8 +25,9 @@ def run(folder: Path, *flags: str, run_folder: str = "outputs/job") -> Invocatio
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    """Returns all files below a folder."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    """Returns all files below a folder, without what Python notes when it imports a model."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.parent.name != "__pycache__"]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 @pytest.fixture(scope="module")
