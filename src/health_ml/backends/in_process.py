@@ -41,7 +41,7 @@ from health_ml.training.quiet import quiet_libraries
 from health_ml.training.result import RunOutcome, RunResult
 from health_ml.training.scheduled_events import scheduled_events
 from health_ml.training.signals import RunInterrupted, SignalGuard
-from health_ml.training.user_code import describe_exception, user_code
+from health_ml.training.user_code import describe_exception, premature_end, user_code
 
 if TYPE_CHECKING:
     from health_ml.records.mirror import WaitingMirror
@@ -249,7 +249,7 @@ class _Run:
         except RunInterrupted as interruption:
             return self.interrupted(interruption, {}, ())
         except SystemExit as error:
-            raise _premature_end(error, self.container) from error
+            raise premature_end(error, self.container) from error
         return self.result(RunStatus.FINISHED, outcome)
 
     def with_record(self, sources: Mapping[str, str]) -> RunResult:
@@ -324,7 +324,7 @@ class _RecordedRun:
             except BaseException as error:
                 self._close_after(error)
                 if isinstance(error, SystemExit):
-                    raise _premature_end(error, self._run.container) from error
+                    raise premature_end(error, self._run.container) from error
                 raise
             status = RunStatus.FAILED if problem else RunStatus.FINISHED
             message = describe_exception(problem) if problem else " ".join(outcome.messages)
@@ -383,9 +383,7 @@ class _RecordedRun:
             return ()
         in_job = {"silent_seconds": MIRROR_SECONDS_IN_JOB} if self._run.job else {}
         state = self._mirror.finish(MIRROR_SECONDS_IN_JOB if in_job else MIRROR_SECONDS, **in_job)
-        if state.is_complete:
-            return ()
-        return (state.message,)
+        return () if state.is_complete else (state.message,)
 
     def _in_run_folder(self, checkpoint: Path | None) -> str | None:
         """Returns the path of a checkpoint in the run folder, which may be moved later."""
@@ -398,11 +396,3 @@ class _RecordedRun:
     def _note_failed_rank(self, failure: RankFailure) -> None:
         logger.error(str(failure))
         self._record.set_status(RunStatus.FAILED, str(failure))
-
-
-def _premature_end(error: SystemExit, container: LightningContainer) -> ContainerError:
-    return ContainerError(
-        f"The code of {type(container).__name__} ended the process with exit code {error.code} before the run was "
-        "complete.",
-        "Raise an exception instead of calling sys.exit, or return.",
-    )

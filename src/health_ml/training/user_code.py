@@ -84,3 +84,15 @@ def is_users_file(filename: str) -> bool:
         return False
     installed = {"site-packages", "dist-packages"}
     return installed.isdisjoint(path.parts) and not path.is_relative_to(sysconfig.get_path("stdlib"))
+
+
+def premature_end(error: SystemExit, owner: object) -> ContainerError:
+    """Returns the error for code of the user that ended the process in the middle of a run.
+
+    :param owner: The container whose code it was.
+    """
+    return ContainerError(
+        f"The code of {type(owner).__name__} ended the process with exit code {error.code} before the run was "
+        "complete.",
+        "Raise an exception instead of calling sys.exit, or return.",
+    )
